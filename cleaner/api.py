@@ -1,0 +1,261 @@
+"""``Cleaner``: the one place where looking, planning, cleaning and retrying come together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import URL, Engine
+
+from cleaner import guard, registry, retry
+from cleaner.dialects import Done, connect
+from cleaner.errors import (
+    BlockedError,
+    NotCleanError,
+    RetriesExhaustedError,
+    SchemaChangedError,
+    SettingsError,
+    StrategyRefusedError,
+)
+from cleaner.metadata import Models, TableName
+from cleaner.selection import select
+from cleaner.settings import Settings
+from cleaner.spi import Plan, Report, Target
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A plan, the models it was made for, and the program that runs it."""
+
+    models: frozenset[TableName] | None
+    target: Target
+    plan: Plan
+    program: Any
+
+
+class Cleaner:
+    """Puts a test database back to its baseline.
+
+    ``url`` is a database URL or an Engine, ``metadata`` whatever names the tables (see
+    :class:`cleaner.metadata.Models`; None: all that the database holds), ``keywords`` any field
+    of :class:`cleaner.Settings`. What is not given comes from pytest's options, the environment
+    and ``[tool.cleaner]`` in pyproject.toml.
+
+    It holds one connection of its own, opened when first needed and replaced when it dies, and
+    may be shared by threads. Raises SettingsError, UnknownStrategyError.
+    """
+
+    def __init__(
+        self,
+        url: str | URL | Engine | None = None,
+        metadata: object = None,
+        *,
+        settings: Settings | None = None,
+        **keywords: Any,
+    ) -> None:
+        if url is not None:
+            keywords["url"] = url
+        if metadata is not None:
+            keywords["metadata"] = metadata
+        if settings is None:
+            settings = Settings.load(**keywords)
+        else:
+            settings = settings.merged(keywords, "keyword")
+        if settings.url is None:
+            raise SettingsError(
+                "There is no database to clean: url is not set.",
+                "neither pyproject.toml, nor CLEANER_URL, nor the call says where it is",
+                'Cleaner("postgresql+psycopg://localhost/app_test", Base)',
+            )
+        self.settings = settings
+        self._session = connect(settings.url, self._check_database, settings.lock_timeout)
+        self._mutex = threading.RLock()
+        self._configure()
+
+    def _configure(self) -> None:
+        self._models = Models(self.settings.metadata)
+        self._strategy = registry.create(self.settings.strategy, self.settings.strategy_options)
+        self._slices = retry.slices(self.settings)
+        self._retrying = retry.policy(self.settings)
+        self._prepared: _Prepared | None = None
+
+    def _check_database(self, name: str) -> None:
+        guard.check(name, self.settings.allow_databases)
+
+    # -- cleaning -------------------------------------------------------------------------
+
+    def clean(self) -> Report:
+        """Put every table of the target back to its baseline, and every sequence to its START.
+
+        All or nothing, one at a time per database. Raises UnsafeDatabaseError,
+        StrategyRefusedError, ExcludedTableError, BlockedError (after ``lock_timeout`` seconds),
+        RetriesExhaustedError, NotCleanError, SchemaChangedError, ProvisionError.
+        """
+        with self._mutex:
+            started, trips = time.perf_counter(), self._session.round_trips
+            attempts = 0
+            terminated: list[str] = []
+
+            def attempt() -> Done:
+                nonlocal attempts
+                attempts += 1
+                try:
+                    return self._run(self._slices[attempts - 1])
+                except retry.LockWait as wait:
+                    ended = self._blocked(wait, last=attempts == len(self._slices))
+                    terminated.extend(ended)
+                    raise
+
+            try:
+                done = self._retrying(attempt)
+            except retry.Conflict as conflict:
+                raise RetriesExhaustedError(
+                    f"Cleaning {self._target.database.name} failed {attempts} times: {conflict}",
+                    "other sessions go on writing while it is cleaned",
+                    "stop background writers before clean(), or retries = 20",
+                ) from conflict
+            assert self._prepared is not None
+            return Report(
+                strategy=self._strategy.name,
+                tables=done.tables,
+                sequences=done.sequences,
+                seconds=time.perf_counter() - started,
+                attempts=attempts,
+                round_trips=self._session.round_trips - trips,
+                truncated=done.truncated,
+                refreshed=done.refreshed,
+                terminated=tuple(terminated),
+                warnings=self._prepared.plan.warnings,
+            )
+
+    def _run(self, wait: int) -> Done:
+        for _ in range(4):
+            prepared = self._prepare()
+            done = self._session.run(prepared.program, wait)
+            if done is not None:
+                return done
+            self._prepared = None
+        raise SchemaChangedError(
+            f"The schema of {self._target.database.name} changes faster than it can be cleaned.",
+            "migrations, or tests that create tables, are still running in another session",
+            "let them end before clean()",
+        )
+
+    def _blocked(self, wait: retry.LockWait, last: bool) -> list[str]:
+        """End the blockers if the settings say so, else raise BlockedError on the last attempt."""
+        assert self._prepared is not None
+        if not last and self.settings.on_blocked == "raise":
+            return []
+        blockers = self._session.blockers(self._prepared.program)
+        if self.settings.on_blocked == "terminate":
+            ended = self._session.terminate(blockers)
+            if ended and not last:
+                return [str(blocker) for blocker in ended]
+        if not last:
+            return []
+        idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
+        raise BlockedError(
+            f"Cleaning {self._target.database.name} waited {self.settings.lock_timeout:g} s for a "
+            "lock, held by " + ("; ".join(map(str, blockers)) or "a session that has gone since"),
+            "a session of the test, or of the application, was left open in a transaction"
+            if idle
+            else "another session is at work on the same tables",
+            'commit, roll back or close it before clean(), or on_blocked = "terminate"',
+            blockers,
+        ) from wait
+
+    # -- planning -------------------------------------------------------------------------
+
+    @property
+    def _target(self) -> Target:
+        return self._prepare().target
+
+    def _prepare(self) -> _Prepared:
+        models = self._models.tables()
+        if self._prepared is None or self._prepared.models != models:
+            self._prepared = self._planned(models)
+        return self._prepared
+
+    def _planned(self, models: frozenset[TableName] | None) -> _Prepared:
+        target = select(self._session.look(), models, self.settings)
+        refusal = self._strategy.refusal(target)
+        if refusal:
+            raise StrategyRefusedError(
+                f"The strategy {self._strategy.name!r} can't clean {target.database.name}: "
+                f"{refusal}.",
+                "the role, or a table, does not allow what this strategy does",
+                'strategy = "auto", or exclude = ["table"], or the GRANT above',
+            )
+        plan = self._strategy.plan(target)
+        program = self._session.compile(plan, target)
+        return _Prepared(models, target, replace(plan, sql=str(program)), program)
+
+    def plan(self) -> Plan:
+        """What :meth:`clean` would do now. Looks at the database and runs nothing.
+
+        Raises what :meth:`clean` would raise before it begins.
+        """
+        with self._mutex:
+            self._prepared = None
+            return self._prepare().plan
+
+    def verify(self) -> None:
+        """Count the rows of every table of the target, and look at every sequence.
+
+        Raises NotCleanError where one is not at its baseline. Knows nothing of earlier cleans.
+        """
+        with self._mutex:
+            target = select(self._session.look(), self._models.tables(), self.settings)
+            remains = self._session.remains(target)
+            if remains.survivors or remains.sequences:
+                raise NotCleanError.of(remains.survivors, remains.sequences)
+
+    # -- around a test --------------------------------------------------------------------
+
+    @contextmanager
+    def cleaning(self) -> Iterator[Cleaner]:
+        """Clean when the body ends, whatever happens in it."""
+        try:
+            yield self
+        finally:
+            self.clean()
+
+    def using(self, **keywords: object) -> Cleaner:
+        """A cleaner with other settings that shares this one's connection."""
+        if "url" in keywords:
+            raise SettingsError(
+                "using() keeps the connection, so it can't take another url.",
+                "another database is meant",
+                "Cleaner(url, ...)",
+            )
+        other = object.__new__(type(self))
+        other.settings = self.settings.merged(keywords, "keyword")
+        other._session, other._mutex = self._session, self._mutex
+        other._configure()
+        return other
+
+    def close(self) -> None:
+        """Close the connection. The cleaner can be used again, and opens another."""
+        with self._mutex:
+            self._session.close()
+
+    def __enter__(self) -> Cleaner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        url = self.settings.url
+        shown = url.url if isinstance(url, Engine) else url
+        return f"Cleaner({shown!s}, strategy={self._strategy.name!r})"

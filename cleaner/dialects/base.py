@@ -1,0 +1,66 @@
+"""What the orchestration needs of a database, whatever its dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cleaner.errors import Blocker, Survivor
+from cleaner.spi import Database, Plan, Target
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a clean did, in names."""
+
+    tables: tuple[str, ...]
+    truncated: tuple[str, ...]
+    sequences: tuple[str, ...]
+    refreshed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is not at its baseline: tables with rows, and sequences that have moved."""
+
+    survivors: tuple[Survivor, ...]
+    sequences: tuple[str, ...]
+
+
+class Session(Protocol):
+    """One connection of our own to one database, replaced when it dies.
+
+    Nothing here retries: a wait that timed out is raised as :class:`cleaner.retry.LockWait`, a
+    deadlock and its like as :class:`cleaner.retry.Conflict`, everything else as one of
+    :mod:`cleaner.errors`.
+    """
+
+    round_trips: int
+
+    def look(self) -> Database:
+        """What the database holds at this moment."""
+
+    def compile(self, plan: Plan, target: Target) -> Any:
+        """The program that runs ``plan``; its ``str()`` is the SQL."""
+
+    def run(self, program: Any, wait: int) -> Done | None:
+        """Clean, waiting at most ``wait`` milliseconds for a lock; all or nothing.
+
+        None, and nothing done, where the schema is not the one the program was written for.
+        """
+
+    def remains(self, target: Target) -> Remains:
+        """Count rows and look at sequences, without regard to what was cleaned."""
+
+    def blockers(self, program: Any) -> tuple[Blocker, ...]:
+        """Who holds locks that keep ``program`` from running."""
+
+    def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
+        """End those that are idle in transaction; returns those that were ended."""
+
+    def close(self) -> None:
+        """Give the connection back to the server. Harmless when done twice."""
+
+
+Guard = Callable[[str], None]

@@ -1,0 +1,362 @@
+"""What a PostgreSQL database holds, read from its catalogs in one query."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from cleaner.graph import reachable
+from cleaner.spi import Database, ForeignKey, Relation, Sequence
+
+_KINDS = {
+    "r": "table",
+    "p": "partitioned table",
+    "f": "foreign table",
+    "v": "view",
+    "m": "materialized view",
+}
+_ACTIONS = {"a": "no action", "r": "restrict", "c": "cascade", "n": "set null", "d": "set default"}
+_DELETE, _TRUNCATE = 8, 32  # bits of pg_trigger.tgtype
+
+_PREPARER = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
+
+
+def quote(name: str) -> str:
+    """The identifier in quotes, whatever is in it."""
+    return _PREPARER.quote_identifier(name)
+
+
+def qualified(schema: str, name: str) -> str:
+    """The quoted name, independent of any search_path."""
+    return f"{quote(schema)}.{quote(name)}"
+
+
+# Changes whenever a table, key, trigger, rule, partition, sequence or publication does, and not
+# when rows do. The first user-made object has oid 16384 (FirstNormalObjectId); `hash_record_extended`
+# came with PostgreSQL 14.
+FINGERPRINT = """pg_catalog.concat_ws(' ',
+    (SELECT sum(hash_record_extended((oid, relname, relnamespace, relowner, relkind, relispartition,
+            relrowsecurity, relforcerowsecurity, relreplident), 0))
+       FROM pg_catalog.pg_class
+      WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'S') AND relpersistence <> 't'),
+    (SELECT sum(hash_record_extended((oid, conrelid, confrelid, confdeltype, condeferrable), 0))
+       FROM pg_catalog.pg_constraint WHERE contype = 'f' AND conparentid = 0),
+    (SELECT sum(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype), 0))
+       FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
+    (SELECT sum(hash_record_extended((oid, ev_class, rulename, ev_type, ev_enabled), 0))
+       FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
+    (SELECT sum(hash_record_extended((inhrelid, inhparent), 0)) FROM pg_catalog.pg_inherits),
+    (SELECT sum(hash_record_extended((seqrelid, seqstart, seqcache), 0)) FROM pg_catalog.pg_sequence),
+    (SELECT sum(hash_record_extended((oid, adrelid), 0))
+       FROM pg_catalog.pg_attrdef WHERE oid >= 16384),
+    (SELECT sum(hash_record_extended((oid, puballtables, pubdelete), 0))
+       FROM pg_catalog.pg_publication),
+    (SELECT sum(hash_record_extended((oid, prrelid), 0)) FROM pg_catalog.pg_publication_rel))"""
+
+_PUBLISHED = """EXISTS (
+             SELECT FROM pg_catalog.pg_publication_tables t
+               JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname AND p.pubdelete
+              WHERE pg_catalog.to_regclass(
+                        pg_catalog.format('%I.%I', t.schemaname, t.tablename))::oid IN (
+                        SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid)))
+            AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))"""
+
+_DISCOVERY = f"""
+WITH visible AS (
+    SELECT c.*, n.nspname,
+           (SELECT e.extname FROM pg_catalog.pg_depend d
+              JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+             WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+               AND d.deptype = 'e') AS extension
+      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relpersistence <> 't'
+)
+SELECT pg_catalog.json_build_object(
+    'name', pg_catalog.current_database(),
+    'user', current_user,
+    'version', pg_catalog.current_setting('server_version'),
+    'version_num', pg_catalog.current_setting('server_version_num')::int,
+    'files', pg_catalog.current_setting('max_files_per_process')::int,
+    'search_path', pg_catalog.current_schemas(false),
+    'superuser', pg_catalog.current_setting('is_superuser')::bool,
+    'may_replica', {{may_replica}},
+    'temporary', pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY'),
+    'newest', (SELECT max(oid)::int8 FROM pg_catalog.pg_class),
+    'fingerprint', {FINGERPRINT},
+    'relations', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
+        'key', c.oid::int8, 'schema', c.nspname, 'table', c.relname, 'kind', c.relkind,
+        'extension', c.extension, 'owned', pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+        'owner', pg_catalog.pg_get_userbyid(c.relowner), 'partition', c.relispartition,
+        'alembic', c.relnatts = 1 AND EXISTS (
+            SELECT FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum = 1 AND a.attname = 'version_num'),
+        'hidden', c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid),
+        'may_delete', pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                      AND pg_catalog.has_table_privilege(c.oid, 'DELETE'),
+        'may_truncate', pg_catalog.has_table_privilege(c.oid, 'TRUNCATE'),
+        'published', c.relkind IN ('r', 'p') AND EXISTS (SELECT FROM pg_catalog.pg_publication)
+            AND {_PUBLISHED},
+        'parents', (SELECT pg_catalog.json_agg(i.inhparent::int8 ORDER BY i.inhseqno)
+                      FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid),
+        'triggers', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
+                                t.tgname, t.tgenabled, t.tgtype) ORDER BY t.tgname)
+                       FROM pg_catalog.pg_trigger t
+                      WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+                        AND t.tgtype & {_DELETE | _TRUNCATE} <> 0),
+        'rules', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
+                             r.rulename, r.ev_enabled) ORDER BY r.rulename)
+                    FROM pg_catalog.pg_rewrite r
+                   WHERE r.ev_class = c.oid AND r.ev_type = '4' AND r.ev_enabled <> 'D'),
+        'reads', (SELECT pg_catalog.json_agg(DISTINCT d.refobjid::int8)
+                    FROM pg_catalog.pg_rewrite r
+                    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass
+                     AND d.objid = r.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
+                   WHERE c.relkind IN ('v', 'm') AND r.ev_class = c.oid AND d.refobjid <> c.oid)
+        ) ORDER BY c.nspname, c.relname)
+        FROM visible c WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')),
+    'foreign_keys', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
+        k.conname, k.conrelid::int8, k.confrelid::int8, k.confdeltype, k.condeferrable,
+        (SELECT pg_catalog.json_agg(a.attname) FROM pg_catalog.pg_attribute a
+          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey))) ORDER BY k.oid)
+        FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0),
+    'deferrable', EXISTS (SELECT FROM pg_catalog.pg_constraint
+                           WHERE contype IN ('f', 't') AND condeferrable),
+    'sequences', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
+        'key', c.oid::int8, 'schema', c.nspname, 'sequence', c.relname, 'start', s.seqstart,
+        'cached', s.seqcache > 1, 'owned', pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+        'may_reset', pg_catalog.has_sequence_privilege(c.oid, 'UPDATE')
+                     AND pg_catalog.has_sequence_privilege(c.oid, 'SELECT'),
+        'owner', (SELECT d.refobjid::int8 FROM pg_catalog.pg_depend d
+                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+                     AND d.refclassid = 'pg_catalog.pg_class'::regclass
+                     AND d.deptype IN ('a', 'i') LIMIT 1),
+        'users', (SELECT pg_catalog.json_agg(DISTINCT a.adrelid::int8)
+                    FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef a ON a.oid = d.objid
+                   WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass
+                     AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = c.oid)
+        ) ORDER BY c.nspname, c.relname)
+        FROM visible c JOIN pg_catalog.pg_sequence s ON s.seqrelid = c.oid
+       WHERE c.extension IS NULL)
+)::text"""
+
+
+def discovery(version: tuple[Any, ...]) -> str:
+    """The query whose answer :func:`parse` reads, for a server of that version."""
+    may_replica = "false"
+    if version >= (15,):
+        may_replica = "pg_catalog.has_parameter_privilege('session_replication_role', 'SET')"
+    return _DISCOVERY.replace("{may_replica}", may_replica)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the SQL for one table has to know beyond :class:`cleaner.spi.Relation`.
+
+    ``delete_switches`` and ``truncate_switches`` are pairs of statements that switch off and on
+    again what would interfere with the statement: triggers, rules, forced row-level security;
+    ``replica_switches`` what would even under ``session_replication_role = replica``.
+    ``watched`` are triggers that can't be switched off, since the table belongs to another role.
+    """
+
+    sql: str
+    leaves: tuple[int, ...]
+    partitioned: bool
+    hidden: bool
+    owned: bool
+    delete_switches: tuple[tuple[str, str], ...] = ()
+    truncate_switches: tuple[tuple[str, str], ...] = ()
+    replica_switches: tuple[tuple[str, str], ...] = ()
+    watched: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A database as :class:`cleaner.spi.Database` says it, and what only PostgreSQL knows."""
+
+    database: Database
+    facts: dict[int, Facts]
+    sequence_starts: dict[int, int]
+    cached_sequences: frozenset[int]
+    version: int
+    newest: int
+    deferrable: bool
+    open_files: int
+    temporary: bool
+
+
+def parse(document: str) -> Catalog:
+    """Read the answer to :func:`discovery`."""
+    found = json.loads(document)
+    rows = {row["key"]: row for row in found["relations"] or ()}
+    leaves = _leaves(rows)
+    path = tuple(found["search_path"])
+    default = path[0] if path else ""
+    facts = {
+        key: _facts(row, rows, leaves[key]) for key, row in rows.items() if row["kind"] in "rp"
+    }
+    return Catalog(
+        database=Database(
+            name=found["name"],
+            server=f"postgresql {found['version'].split()[0]}",
+            user=found["user"],
+            search_path=path,
+            fingerprint=found["fingerprint"],
+            no_replica=_no_replica(found),
+            relations=tuple(_relation(row, found["user"], default) for row in rows.values()),
+            foreign_keys=tuple(
+                ForeignKey(name, child, parent, tuple(columns), _ACTIONS[action], deferrable)  # type: ignore[arg-type]
+                for name, child, parent, action, deferrable, columns in found["foreign_keys"] or ()
+                if child in rows and parent in rows
+            ),
+            sequences=tuple(
+                _sequence(row, found["user"], default) for row in found["sequences"] or ()
+            ),
+        ),
+        facts=facts,
+        sequence_starts={row["key"]: row["start"] for row in found["sequences"] or ()},
+        cached_sequences=frozenset(
+            row["key"] for row in found["sequences"] or () if row["cached"] and row["owned"]
+        ),
+        version=found["version_num"],
+        newest=found["newest"],
+        deferrable=found["deferrable"],
+        open_files=found["files"],
+        temporary=found["temporary"],
+    )
+
+
+def _name(schema: str, name: str, default: str) -> str:
+    return name if schema == default else f"{schema}.{name}"
+
+
+def _no_replica(found: dict[str, Any]) -> str:
+    if found["superuser"] or found["may_replica"]:
+        return ""
+    return (
+        f"role {found['user']} may not set session_replication_role: "
+        + (
+            f"GRANT SET ON PARAMETER session_replication_role TO {quote(found['user'])}"
+            if found["version_num"] >= 150000
+            else f"ALTER ROLE {quote(found['user'])} SUPERUSER"
+        )
+    )  # fmt: skip
+
+
+def _relation(row: dict[str, Any], user: str, default: str) -> Relation:
+    sql = qualified(row["schema"], row["table"])
+    undeletable = untruncatable = ""
+    if row["kind"] in "rp":
+        if not row["may_delete"]:
+            undeletable = (
+                f"role {user} may not delete from it: "
+                f"GRANT SELECT, DELETE ON {sql} TO {quote(user)}"
+            )
+        elif row["published"]:
+            undeletable = (
+                "it is in a publication without a replica identity, so the server refuses DELETE"
+            )
+        elif row["hidden"] and not row["owned"]:
+            undeletable = f"row-level security hides rows of it from role {user}"
+        elif row["rules"] and not row["owned"]:
+            undeletable = f"the rule {row['rules'][0][0]} rewrites DELETE, and {user} is not owner"
+        if not row["may_truncate"]:
+            untruncatable = (
+                f"role {user} may not truncate it: GRANT TRUNCATE ON {sql} TO {quote(user)}"
+            )
+    elif row["kind"] == "m" and not row["owned"]:
+        undeletable = f"only its owner {row['owner']} may refresh it"
+    return Relation(
+        key=row["key"],
+        schema=row["schema"],
+        table=row["table"],
+        name=_name(row["schema"], row["table"], default),
+        kind=_KINDS[row["kind"]],  # type: ignore[arg-type]
+        parents=tuple(row["parents"] or ()),
+        is_partition=row["partition"],
+        reads=tuple(row["reads"] or ()),
+        undeletable=undeletable,
+        untruncatable=untruncatable,
+        swallows=bool(row["hidden"] or row["rules"]),
+        bookkeeping=row["alembic"],
+        foreign_owned=f"extension {row['extension']}" if row["extension"] else "",
+    )
+
+
+def _sequence(row: dict[str, Any], user: str, default: str) -> Sequence:
+    sql = qualified(row["schema"], row["sequence"])
+    return Sequence(
+        key=row["key"],
+        schema=row["schema"],
+        sequence=row["sequence"],
+        name=_name(row["schema"], row["sequence"], default),
+        owner=row["owner"],
+        users=tuple(row["users"] or ()),
+        refusal=""
+        if row["may_reset"]
+        else f"role {user} may not reset it: GRANT SELECT, UPDATE ON SEQUENCE {sql} TO {quote(user)}",
+    )
+
+
+def _leaves(rows: dict[int, dict[str, Any]]) -> dict[int, tuple[int, ...]]:
+    """Each table with the partitions below it, itself included."""
+    below: dict[int, list[int]] = {}
+    for key, row in rows.items():
+        if row["partition"]:
+            below.setdefault((row["parents"] or [0])[0], []).append(key)
+    return {key: tuple(sorted(reachable([key], below))) for key in rows}
+
+
+def _facts(row: dict[str, Any], rows: dict[int, dict[str, Any]], leaves: tuple[int, ...]) -> Facts:
+    sql = qualified(row["schema"], row["table"])
+    partitioned = row["kind"] == "p"
+    triggers = [
+        (qualified(rows[leaf]["schema"], rows[leaf]["table"]), name, enabled, events)
+        for leaf in leaves
+        for name, enabled, events in rows[leaf]["triggers"] or ()
+    ]
+
+    def switches(event: int, modes: str) -> Iterable[tuple[str, str]]:
+        for table, name, enabled, events in triggers:
+            if events & event and enabled in modes:
+                yield _switch(f"ALTER TABLE ONLY {table}", "TRIGGER", name, enabled)
+
+    delete: list[tuple[str, str]] = []
+    if row["hidden"]:
+        delete.append(
+            (
+                f"ALTER TABLE {sql} NO FORCE ROW LEVEL SECURITY",
+                f"ALTER TABLE {sql} FORCE ROW LEVEL SECURITY",
+            )
+        )
+    replica = [*delete]
+    for name, enabled in row["rules"] or ():
+        pair = _switch(f"ALTER TABLE {sql}", "RULE", name, enabled)
+        if enabled in "OA":
+            delete.append(pair)
+        if enabled in "RA":
+            replica.append(pair)
+    delete += switches(_DELETE, "OA")
+    replica += switches(_DELETE, "RA")
+    owned = row["owned"]
+    return Facts(
+        sql=sql if partitioned else f"ONLY {sql}",
+        leaves=leaves,
+        partitioned=partitioned,
+        hidden=row["hidden"],
+        owned=owned,
+        delete_switches=tuple(delete) if owned else (),
+        truncate_switches=tuple(switches(_TRUNCATE, "OA")) if owned else (),
+        replica_switches=tuple(replica) if owned else (),
+        watched=() if owned else tuple(name for _, name, enabled, _ in triggers if enabled in "OA"),
+    )
+
+
+def _switch(alter: str, noun: str, name: str, enabled: str) -> tuple[str, str]:
+    """Statements that disable a trigger or rule and put it back to the mode it was in."""
+    mode = {"O": "", "A": "ALWAYS ", "R": "REPLICA "}[enabled]
+    return f"{alter} DISABLE {noun} {quote(name)}", f"{alter} ENABLE {mode}{noun} {quote(name)}"

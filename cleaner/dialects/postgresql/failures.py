@@ -1,0 +1,141 @@
+"""What PostgreSQL's errors mean for a clean."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from cleaner.dialects.postgresql.catalog import Catalog, Facts
+from cleaner.dialects.postgresql.program import (
+    NEEDS_TRUNCATE,
+    REACHES_OUTSIDE,
+    SURVIVED,
+    Program,
+)
+from cleaner.errors import (
+    CleanerError,
+    ExcludedTableError,
+    NotCleanError,
+    ProvisionError,
+    StrategyRefusedError,
+    Survivor,
+)
+from cleaner.retry import Conflict, LockWait
+from cleaner.spi import Relation
+
+_CONFLICTS = {
+    "40P01",  # deadlock_detected
+    "40001",  # serialization_failure
+    "23503",  # foreign_key_violation: a concurrent writer's row
+    "23001",  # restrict_violation, likewise
+    "53200",  # out_of_memory: the lock table is full for the moment
+}
+_LOCK_NOT_AVAILABLE = "55P03"
+_SCHEMA_CHANGES = {
+    "0A000",  # feature_not_supported: cached plan must not change result type
+    "2BP01",  # dependent_objects_still_exist
+    "3F000",  # invalid_schema_name
+    "42P01",  # undefined_table
+    "42703",  # undefined_column
+    "42704",  # undefined_object: a trigger, a rule
+    "42809",  # wrong_object_type
+    "55000",  # object_not_in_prerequisite_state: published meanwhile, without replica identity
+    "XX000",  # internal_error: cache lookup failed, could not open relation with OID
+    "42501",  # insufficient_privilege: row-level security came to a table
+}
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """The five characters by which PostgreSQL tells errors apart, from any driver."""
+    origin = error.orig
+    for attribute in ("sqlstate", "pgcode"):
+        code = getattr(origin, attribute, None)
+        if code:
+            return str(code)
+    details = getattr(origin, "args", ())
+    if details and isinstance(details[0], dict):  # pg8000
+        return str(details[0].get("C", ""))
+    return ""
+
+
+def is_schema_change(error: DBAPIError) -> bool:
+    """Whether looking at the schema again may help."""
+    return sqlstate(error) in _SCHEMA_CHANGES
+
+
+def is_missing_function(error: DBAPIError, program: Program) -> bool:
+    """Whether the session has lost our functions (DISCARD ALL, a pooler)."""
+    return sqlstate(error) in ("42883", "3F000") and "cleaner_" in str(error.orig)
+
+
+def translate(error: DBAPIError, program: Program, catalog: Catalog) -> Exception:
+    """The error to raise for what the server said while ``program`` ran."""
+    code, message = sqlstate(error), str(error.orig)
+    positions = [int(n) for n in re.findall(r"\d+", message.partition("{")[2].partition("}")[0])]
+    if code == _LOCK_NOT_AVAILABLE:
+        return LockWait(message)
+    if code in _CONFLICTS:
+        return Conflict(message.splitlines()[0])
+    if code == SURVIVED:
+        tables = [program.tables[i - 1] for i in positions]
+        return NotCleanError.of(
+            tuple(Survivor(t.name, None, why(catalog.facts[t.key], t)) for t in tables)
+        )
+    if code == REACHES_OUTSIDE:
+        key = program.outside[positions[0]]
+        child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
+        return ExcludedTableError(
+            f"Rows of {child.name}, which is outside the target, refer to {parent.name} "
+            f"(foreign key {key.name}, ON DELETE {key.on_delete.upper()}).",
+            f"{child.name} is excluded, or the metadata does not know it",
+            f'exclude = ["{parent.name}"] to keep both, or clean both',
+        )
+    if code == NEEDS_TRUNCATE:
+        table = program.tables[positions[0] - 1]
+        return StrategyRefusedError(
+            f"{table.name} can only be truncated ({table.undeletable}), and that would reach "
+            "tables outside the target.",
+            "a table that refers to it, directly or not, is excluded",
+            f'exclude = ["{table.name}"]',
+        )
+    return CleanerError(
+        f"The server refused to clean {catalog.database.name}: {message.splitlines()[0]} [{code}]",
+        "a trigger that raises, or a privilege that the role lacks: "
+        + " ".join(message.split("\n", 1)[1].split())
+        if "\n" in message
+        else "a trigger that raises, or a privilege that the role lacks",
+        'strategy = "truncate" if it is a DELETE trigger, else run `cleaner doctor`',
+    )
+
+
+def why(facts: Facts, table: Relation) -> str:
+    """What may have kept rows in the table."""
+    if facts.watched:
+        return f"trigger {facts.watched[0]} fires on it, which only the table's owner can prevent"
+    if facts.hidden:
+        return "row-level security hides its rows"
+    return table.undeletable
+
+
+def unreachable(url: URL, error: SQLAlchemyError) -> CleanerError:
+    """The error for a database that can't be connected to."""
+    origin = getattr(error, "orig", None) or error
+    reason = " ".join(str(origin).split())
+    return ProvisionError(
+        f"No connection to {url.render_as_string()}: {reason}",
+        "the server is down, the database does not exist, or the credentials are others",
+        'url = "postgresql+psycopg://user:password@host/app_test", as psql would reach it',
+    )
+
+
+def with_driver(url: URL) -> URL:
+    """``postgresql://`` with a driver that is installed, if SQLAlchemy's default is not."""
+    if "+" in url.drivername:
+        return url
+    for driver in ("psycopg", "psycopg2", "pg8000"):
+        if find_spec(driver):
+            return url.set(drivername=f"{url.drivername}+{driver}")
+    return url

@@ -1,0 +1,492 @@
+"""A plan as one plpgsql function, so that a clean is one message to the server.
+
+The function lives in ``pg_temp`` (it needs no privilege but TEMPORARY, and goes with the
+session), runs in a transaction of its own, and does in this order:
+
+1. bound every wait and take the database's advisory lock;
+2. wait for writers that have not committed yet, so that their rows are seen;
+3. find the tables that hold rows, with one expression that is planned once per connection;
+4. check that the plan still fits the schema, and leave otherwise;
+5. empty those tables, each under a lock that keeps new writers out, and look that they are empty;
+6. refresh materialized views, then put sequences back (last, since ``setval`` can't be undone).
+
+Step 4 costs nothing in the ordinary case. Every expression of step 3 carries a *stamp*: a
+function declared IMMUTABLE, so that the planner computes it when it plans the expression. When
+something is altered on a table, the server discards the cached plan, and the stamp changes with
+the next one. New relations show in ``max(pg_class.oid)``. Only when one of the two has changed is
+the fingerprint of the catalogs computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cleaner.dialects.postgresql.catalog import FINGERPRINT, Catalog, Facts, qualified, quote
+from cleaner.spi import Empty, ForeignKey, Plan, Relation, Sequence, Target, Truncate
+
+ADVISORY_LOCK = int.from_bytes(b"cleaner", "big")
+REACHES_OUTSIDE, SURVIVED, NEEDS_TRUNCATE = "CL001", "CL002", "CL003"
+
+_CHUNK = 32  # tables per expression: one that is altered costs the planning of 32
+# A relation's size is found without keeping its file open, the look for a row is not: beyond
+# this share of max_files_per_process the server would open and close a file for each look.
+_OPEN_FILES = 0.5
+# TRUNCATE costs about as much for each table it reaches as deleting from 18 pages does; each
+# foreign key to the table makes a deleted row five times as dear. See benchmarks/.
+_PAGES_PER_TRUNCATE, _PRICE_OF_A_KEY, _SMALL = 18, 4, 16 * 8192
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the function did: positions in the plan's tables, sequences and views."""
+
+    newest: str
+    stamps: str
+    held: tuple[int, ...]
+    truncated: tuple[int, ...]
+    restarted: tuple[int, ...]
+    refreshed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The SQL of a plan: ``create`` once per connection, then :meth:`call` for each clean."""
+
+    name: str
+    create: str
+    tables: tuple[Relation, ...]
+    sequences: tuple[Sequence, ...]
+    views: tuple[Relation, ...]
+    outside: tuple[ForeignKey, ...]
+    locks: tuple[int, ...]
+    exclusive: bool
+
+    def call(self, wait: int, newest: str, stamps: str) -> str:
+        """One statement; ``wait`` in milliseconds, the others from the last outcome."""
+        return f"SELECT pg_temp.{self.name}({wait}, {newest}, '{stamps}')"
+
+    @property
+    def drop(self) -> str:
+        """Removes what ``create`` made."""
+        return "; ".join(
+            f"DROP FUNCTION IF EXISTS pg_temp.{self.name}{suffix}" for suffix in ("", "_truncate")
+        )
+
+    def __str__(self) -> str:
+        return f"{self.create};\n{self.call(5000, '0', '{}')};"
+
+
+def read(row: list[str] | None) -> Outcome | None:
+    """Read the function's answer; None when the schema is not the one that was planned for."""
+    if row is None:
+        return None
+    newest, stamps, held, *positions = row
+    truncated, restarted, refreshed = (
+        tuple(int(position) for position in array[1:-1].split(",") if position)
+        for array in positions
+    )
+    return Outcome(
+        newest,
+        stamps,
+        tuple(i for i, holds in enumerate(held[1:-1].split(","), 1) if holds == "t"),
+        truncated,
+        restarted,
+        refreshed,
+    )
+
+
+def literal(text: str) -> str:
+    """``text`` as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def compile_plan(plan: Plan, target: Target, catalog: Catalog) -> Program:
+    """Write the function for ``plan``."""
+    return _Writer(plan, target, catalog).program()
+
+
+class _Writer:
+    def __init__(self, plan: Plan, target: Target, catalog: Catalog) -> None:
+        self.plan, self.target, self.catalog = plan, target, catalog
+        self.tables: list[Relation] = []
+        self.sequences: list[Sequence] = []
+        for step in plan.steps:
+            if isinstance(step, Empty):
+                self.tables += [table for group in step.groups for table in group]
+            elif isinstance(step, Truncate):
+                self.tables += step.tables
+            else:
+                self.sequences += step.sequences
+        self.position = {table.key: i for i, table in enumerate(self.tables, 1)}
+        self.chunks = 0
+        oids = [leaf for table in self.tables for leaf in self.facts(table).leaves]
+        self.locks = tuple(dict.fromkeys(oids))
+        self.gated = len(oids) > catalog.open_files * _OPEN_FILES
+        self.outside: dict[int, list[int]] = {}
+        for i, key in enumerate(target.outside):
+            self.outside.setdefault(key.parent, []).append(i)
+        self.watched = any(self.facts(table).watched for table in self.tables)
+
+    def facts(self, table: Relation) -> Facts:
+        return self.catalog.facts[table.key]
+
+    def program(self) -> Program:
+        body = "\n".join(self.body())
+        helper = any(isinstance(step, Empty) and step.truncate for step in self.plan.steps)
+        truncate = "\n".join(self.truncate_body()) if helper else ""
+        digest = hashlib.sha256((body + truncate).encode()).hexdigest()[:12]
+        name = f"cleaner_{digest}"
+        functions = [
+            _function(
+                "cleaner_stamp()", "float8 IMMUTABLE", "BEGIN RETURN EXTRACT(EPOCH FROM "
+                "pg_catalog.clock_timestamp()); END"
+            )
+        ]  # fmt: skip
+        if helper:
+            functions.append(
+                _function(f"{name}_truncate(chosen oid, pages float8)", "boolean", truncate)
+            )
+        functions.append(
+            _function(
+                f"{name}(wait int, known oid, stamps float8[])",
+                "text[]",
+                body.replace("pg_temp.truncate(", f"pg_temp.{name}_truncate("),
+            )
+        )
+        block = "\nBEGIN\n" + ";\n".join(functions) + ";\nEND\n"
+        return Program(
+            name=name,
+            create=f"DO {_dollars(block)}",
+            tables=tuple(self.tables),
+            sequences=tuple(self.sequences),
+            views=self.target.stale_views,
+            outside=self.target.outside,
+            locks=self.locks,
+            exclusive=any(isinstance(step, Truncate) for step in self.plan.steps),
+        )
+
+    def body(self) -> Iterator[str]:
+        yield """DECLARE
+    ignored text; latest oid; here pg_snapshot; writers text; print text;
+    held boolean[] := '{}'; found boolean[]; part boolean[]; stamp float8; seen float8[] := '{}';
+    truncated int[] := '{}'; survivors int[] := '{}'; done boolean;
+    restarted int[] := '{}'; refreshed int[] := '{}';
+BEGIN"""
+        yield "-- 1. no wait is longer than this, and one clean at a time\n" + (
+            "ignored := pg_catalog.set_config('lock_timeout', wait::text, true);\n"
+            f"PERFORM pg_catalog.pg_advisory_xact_lock({ADVISORY_LOCK});"
+        )
+        yield from self.wait_for_writers()
+        if self.catalog.deferrable:
+            yield "SET CONSTRAINTS ALL IMMEDIATE;"
+        yield "SELECT max(oid) INTO latest FROM pg_catalog.pg_class;"
+        if self.watched:
+            # Triggers that can't be switched off may write into a table already emptied.
+            yield "FOR pass IN 1..3 LOOP\nheld := '{}'; seen := '{}'; survivors := '{}';"
+        yield from self.scan()
+        yield from self.check_freshness()
+        if self.watched:
+            yield "found := coalesce(found, held); EXIT WHEN NOT true = ANY (held);"
+        yield "-- 5. empty them"
+        yield "IF true = ANY (held) THEN"
+        for step in self.plan.steps:
+            if isinstance(step, Empty):
+                yield from self.replica(step) if step.replica else self.empty(step)
+            elif isinstance(step, Truncate):
+                yield from self.truncate(step)
+        yield "END IF;"
+        if self.watched:
+            yield "END LOOP;"
+            yield "survivors := ARRAY(SELECT u.i FROM unnest(held) WITH ORDINALITY u(v, i) WHERE u.v);"
+            yield "held := found;"
+        yield f"""IF survivors <> '{{}}' THEN
+    RAISE EXCEPTION USING ERRCODE = '{SURVIVED}', MESSAGE = 'cleaner: rows survived ' || survivors::text;
+END IF;"""
+        yield from self.refresh()
+        yield from self.restart()
+        yield """RETURN ARRAY[latest::text, seen::text, held::text, truncated::text,
+             restarted::text, refreshed::text];
+END"""
+
+    def wait_for_writers(self) -> Iterator[str]:
+        # With no transaction id in use there is no uncommitted row, and no need to ask who holds
+        # locks. A snapshot does not list ids from its xmax on; age() tells whether there are any.
+        yield f"""-- 2. rows that are not committed yet would appear after the clean
+here := pg_catalog.pg_current_snapshot();
+IF pg_catalog.pg_snapshot_xmin(here) <> pg_catalog.pg_snapshot_xmax(here)
+   OR pg_catalog.age(pg_catalog.pg_snapshot_xmax(here)::xid) <> 0 THEN
+    SELECT string_agg(DISTINCT 'ONLY ' || l.relation::regclass::text, ', ') INTO writers
+      FROM pg_catalog.pg_locks l
+     WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+       AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+       AND l.relation = ANY ({_oids(self.locks)});
+    IF writers IS NOT NULL THEN
+        EXECUTE 'LOCK TABLE ' || writers || ' IN SHARE ROW EXCLUSIVE MODE';
+    END IF;
+END IF;"""
+
+    def scan(self) -> Iterator[str]:
+        yield "-- 3. which tables hold rows"
+        for step in self.plan.steps:
+            if isinstance(step, Truncate) and step.tables:
+                names = ", ".join(self.facts(table).sql for table in step.tables)
+                yield f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;"
+                yield f"held := held || pg_catalog.array_fill(true, ARRAY[{len(step.tables)}]);"
+            elif isinstance(step, Empty):
+                tables = [table for group in step.groups for table in group]
+                for start in range(0, len(tables), _CHUNK):
+                    yield from self.scan_chunk(tables[start : start + _CHUNK])
+
+    def scan_chunk(self, tables: list[Relation]) -> Iterator[str]:
+        self.chunks += 1
+        looks = ",\n    ".join(self.look(self.facts(table)) for table in tables)
+        yield from self.gate(
+            tables,
+            f"SELECT ARRAY[\n    {looks}],\n    pg_temp.cleaner_stamp() INTO part, stamp;",
+        )
+        yield "held := held || part; seen := seen || stamp;"
+
+    def gate(self, tables: list[Relation], look: str) -> Iterator[str]:
+        if not self.gated:
+            yield look
+            return
+        oids = _oids(leaf for table in tables for leaf in self.facts(table).leaves)
+        yield f"""IF EXISTS (SELECT FROM unnest({oids}) u(o) WHERE pg_catalog.pg_relation_size(u.o) > 0) THEN
+{look}
+ELSE part := pg_catalog.array_fill(false, ARRAY[{len(tables)}]); stamp := stamps[{self.chunks}];
+END IF;"""
+
+    def look(self, facts: Facts) -> str:
+        # Rows that row-level security hides still take up pages.
+        return f"{_size(facts)} > 0" if facts.hidden else f"EXISTS (SELECT FROM {facts.sql})"
+
+    def check_freshness(self) -> Iterator[str]:
+        stale = "latest <> known OR seen IS DISTINCT FROM stamps"
+        if any(isinstance(step, Truncate) for step in self.plan.steps):
+            stale = "true"
+        yield f"""-- 4. is it still the schema that this was written for?
+IF {stale} THEN
+    SELECT {FINGERPRINT} INTO print;
+    IF print <> {literal(self.catalog.database.fingerprint)} THEN RETURN NULL; END IF;
+END IF;"""
+
+    def empty(self, step: Empty) -> Iterator[str]:
+        for group in step.groups:
+            positions = [self.position[table.key] for table in group]
+            names = ", ".join(self.facts(table).sql for table in group)
+            yield "IF " + " OR ".join(f"held[{i}]" for i in positions) + " THEN"
+            yield f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
+            for table in group:
+                yield from self.guard_outside(table)
+            if step.truncate:
+                yield "done := false;"
+                for table in group:
+                    yield from self.consider_truncate(table)
+                yield f"IF done THEN truncated := truncated || ARRAY{positions}; ELSE"
+            yield from self.delete(group)
+            if step.truncate:
+                yield "END IF;"
+            yield "END IF;"
+
+    def delete(self, group: tuple[Relation, ...]) -> Iterator[str]:
+        switches = [pair for table in group for pair in self.facts(table).delete_switches]
+        yield from (f"{off};" for off, _ in switches)
+        if len(group) == 1:
+            yield f"DELETE FROM {self.facts(group[0]).sql};"
+        else:
+            # Foreign keys are checked when a statement ends: by then the whole cycle is empty.
+            names = ", ".join(literal(self.facts(table).sql) for table in group)
+            positions = ", ".join(str(self.position[table.key]) for table in group)
+            yield f"""EXECUTE (SELECT 'WITH ' || string_agg(pg_catalog.format('d%s AS (DELETE FROM %s)', u.i, u.t), ', ')
+                || ' SELECT' FROM unnest(ARRAY[{names}], ARRAY[{positions}]) u(t, i) WHERE held[u.i]);"""
+        for table in group:
+            yield self.look_again(table)
+        yield from (f"{on};" for _, on in reversed(switches))
+
+    def look_again(self, table: Relation) -> str:
+        i = self.position[table.key]
+        return (
+            f"IF EXISTS (SELECT FROM {self.facts(table).sql}) THEN survivors := survivors || {i};"
+            " END IF;"
+        )
+
+    def guard_outside(self, table: Relation) -> Iterator[str]:
+        for i in self.outside.get(table.key, ()):
+            key = self.target.outside[i]
+            child = self.target.database.relation(key.child)
+            columns = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column in key.columns)
+            yield f"""IF held[{self.position[table.key]}] AND EXISTS (
+    SELECT FROM {qualified(child.schema, child.table)} c WHERE {columns}) THEN
+    RAISE EXCEPTION USING ERRCODE = '{REACHES_OUTSIDE}', MESSAGE = 'cleaner: outside {{{i}}}';
+END IF;"""
+
+    def consider_truncate(self, table: Relation) -> Iterator[str]:
+        facts, i = self.facts(table), self.position[table.key]
+        if table.undeletable:
+            yield f"""IF held[{i}] AND NOT done THEN
+    IF pg_temp.truncate({table.key}, NULL) THEN done := true; ELSE
+    RAISE EXCEPTION USING ERRCODE = '{NEEDS_TRUNCATE}', MESSAGE = 'cleaner: truncate {{{i}}}'; END IF;
+END IF;"""
+        elif table.swallows:
+            yield f"IF held[{i}] AND NOT done THEN done := pg_temp.truncate({table.key}, NULL); END IF;"
+        elif not table.untruncatable:
+            yield f"""IF held[{i}] AND NOT done THEN
+    IF {_size(facts)} > {_SMALL} THEN done := pg_temp.truncate({table.key}, {_size(facts)} / 8192); END IF;
+END IF;"""
+
+    def replica(self, step: Empty) -> Iterator[str]:
+        yield "ignored := pg_catalog.set_config('session_replication_role', 'replica', true);"
+        for table in (table for group in step.groups for table in group):
+            facts = self.facts(table)
+            yield f"IF held[{self.position[table.key]}] THEN"
+            yield f"LOCK TABLE {facts.sql} IN SHARE ROW EXCLUSIVE MODE;"
+            yield from self.guard_outside(table)
+            yield from (f"{off};" for off, _ in facts.replica_switches)
+            yield f"DELETE FROM {facts.sql};"
+            yield self.look_again(table)
+            yield from (f"{on};" for _, on in reversed(facts.replica_switches))
+            yield "END IF;"
+        yield "ignored := pg_catalog.set_config('session_replication_role', 'origin', true);"
+
+    def truncate(self, step: Truncate) -> Iterator[str]:
+        if not step.tables:
+            return
+        switches = [pair for table in step.tables for pair in self.facts(table).truncate_switches]
+        yield from (f"{off};" for off, _ in switches)
+        if self.sequences:
+            yield f"restarted := {self.moved(self.sequences)};"
+        # Nobody can add a foreign key while the locks are held, so since the fingerprint was
+        # compared CASCADE can reach nothing that is not in the list.
+        names = ", ".join(self.facts(table).sql for table in step.tables)
+        identity = "RESTART" if step.restart_identity else "CONTINUE"
+        yield f"TRUNCATE {names} {identity} IDENTITY CASCADE;"
+        positions = ", ".join(str(self.position[table.key]) for table in step.tables)
+        yield f"truncated := truncated || ARRAY[{positions}];"
+        yield from (f"{on};" for _, on in reversed(switches))
+
+    def truncate_body(self) -> Iterator[str]:
+        allowed = _oids(
+            leaf
+            for table in self.tables
+            if not table.untruncatable
+            for leaf in self.facts(table).leaves
+        )
+        switches = [
+            (leaf, *pair)
+            for table in self.tables
+            for leaf in self.facts(table).leaves
+            for pair in self.facts(table).truncate_switches
+        ]
+        yield f"""-- truncate a table with all that refer to it; false where that reaches too far or is too dear
+DECLARE reached oid[]; names text; switch text;
+BEGIN
+WITH RECURSIVE referring(o) AS (
+    SELECT chosen UNION
+    SELECT k.conrelid FROM referring r JOIN pg_catalog.pg_constraint k
+        ON k.confrelid = r.o AND k.contype = 'f')
+SELECT pg_catalog.array_agg(o) INTO reached FROM referring;
+IF NOT reached <@ {allowed} THEN RETURN false; END IF;
+SELECT string_agg(CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass::text, ', ')
+  INTO names FROM pg_catalog.pg_class c WHERE c.oid = ANY (reached);
+IF pages IS NOT NULL THEN
+    IF pages * (1 + {_PRICE_OF_A_KEY} * (SELECT count(*) FROM pg_catalog.pg_constraint k
+            WHERE k.confrelid = chosen AND k.contype = 'f'))
+        < {_PAGES_PER_TRUNCATE} * pg_catalog.cardinality(reached) THEN RETURN false; END IF;
+    BEGIN  -- an idle reader would make TRUNCATE wait; DELETE is slower, but needs not
+        EXECUTE 'LOCK TABLE ' || names || ' IN ACCESS EXCLUSIVE MODE NOWAIT';
+    EXCEPTION WHEN lock_not_available THEN RETURN false;
+    END;
+END IF;"""
+        for column, order in (("off", ""), ("back", " DESC")):
+            if switches:
+                rows = ", ".join(
+                    f"({leaf}::oid, {literal(off)}, {literal(on)})" for leaf, off, on in switches
+                )
+                yield f"""FOR switch IN SELECT DISTINCT s.{column} FROM (VALUES {rows}) s(o, off, back)
+    WHERE s.o = ANY (reached) ORDER BY 1{order} LOOP EXECUTE switch; END LOOP;"""
+            if column == "off":
+                yield "EXECUTE 'TRUNCATE ' || names;"
+        yield "RETURN true;\nEND"
+
+    def refresh(self) -> Iterator[str]:
+        if not self.target.stale_views:
+            return
+        yield "-- 6. materialized views keep the rows they were made of"
+        for i, view in enumerate(self.target.stale_views, 1):
+            sql, setting = qualified(view.schema, view.table), f"'cleaner.view_{view.key}'"
+            # Rows that are there even when all tables are empty (an aggregate) are not refreshed
+            # again and again: the setting remembers what our own refresh left.
+            state = f"""(SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode({view.key}),
+        count(*), min(v.xmin::text), max(v.xmin::text)) FROM {sql} v)"""
+            yield f"""IF (SELECT relispopulated FROM pg_catalog.pg_class WHERE oid = {view.key}) THEN
+IF EXISTS (SELECT FROM {sql}) THEN
+IF true = ANY (held) OR pg_catalog.current_setting({setting}, true) IS DISTINCT FROM {state} THEN
+    REFRESH MATERIALIZED VIEW {sql};
+    refreshed := refreshed || {i};
+    ignored := pg_catalog.set_config({setting}, {state}, false);
+END IF; END IF; END IF;"""
+
+    def restart(self) -> Iterator[str]:
+        if not self.sequences:
+            return
+        yield "-- 7. sequences back to their START; setval comes last, since it can't be undone"
+        plain: list[Sequence] = []
+        for i, sequence in enumerate(self.sequences, 1):
+            if sequence.key not in self.catalog.cached_sequences:
+                plain.append(sequence)
+                continue
+            # setval does not reach the values that other sessions have cached; RESTART does.
+            sql = qualified(sequence.schema, sequence.sequence)
+            start = self.catalog.sequence_starts[sequence.key]
+            yield f"""IF (SELECT s.is_called OR s.last_value <> {start} FROM {sql} s) THEN
+    ALTER SEQUENCE {sql} RESTART; restarted := restarted || {i};
+END IF;"""
+        if plain:
+            yield f"restarted := restarted || {self.moved(plain, reset=True)};"
+
+    def moved(self, sequences: list[Sequence], reset: bool = False) -> str:
+        """An expression: the positions of those that are not at their START."""
+        position = {sequence.key: i for i, sequence in enumerate(self.sequences, 1)}
+        starts = self.catalog.sequence_starts
+        if self.catalog.version >= 180000:
+            positions = ",".join(str(position[s.key]) for s in sequences)
+            values = ",".join(str(starts[s.key]) for s in sequences)
+            moved = f"""SELECT u.o, u.s, u.i FROM unnest({_oids(s.key for s in sequences)},
+        '{{{values}}}'::int8[], '{{{positions}}}'::int[]) u(o, s, i), pg_catalog.pg_get_sequence_data(u.o) d
+        WHERE d.is_called OR d.last_value <> u.s OFFSET 0"""
+        else:
+            moved = " UNION ALL\n    ".join(
+                f"SELECT {s.key}::oid AS o, {starts[s.key]}::int8 AS s, {position[s.key]} AS i "
+                f"FROM {qualified(s.schema, s.sequence)} q "
+                f"WHERE q.is_called OR q.last_value <> {starts[s.key]}"
+                for s in sequences
+            )
+            moved = f"SELECT * FROM ({moved}) every OFFSET 0"
+        condition = " WHERE pg_catalog.setval(m.o, m.s, false) IS NOT NULL" if reset else ""
+        return f"ARRAY(SELECT m.i FROM (\n    {moved}) m{condition})"
+
+
+def _size(facts: Facts) -> str:
+    if not facts.partitioned:
+        return f"pg_catalog.pg_relation_size({facts.leaves[0]})"
+    return f"(SELECT sum(pg_catalog.pg_relation_size(u.o)) FROM unnest({_oids(facts.leaves)}) u(o))"
+
+
+def _oids(oids: Iterable[int]) -> str:
+    return "'{" + ",".join(map(str, oids)) + "}'::oid[]"
+
+
+def _dollars(body: str) -> str:
+    tag = "$cleaner$"
+    while tag in body:
+        tag = f"{tag[:-1]}_$"
+    return f"{tag}{body}{tag}"
+
+
+def _function(signature: str, returns: str, body: str) -> str:
+    return (
+        f"CREATE OR REPLACE FUNCTION pg_temp.{signature} RETURNS {returns}\n"
+        f"LANGUAGE plpgsql AS {_dollars(body)}"
+    )

@@ -1,0 +1,42 @@
+"""How often and how long a clean is tried, as one policy of tenacity.
+
+The waits of all attempts together last no longer than ``lock_timeout``: each attempt may wait
+twice as long as the one before, so a short contention costs little, a queue behind our lock
+request stays short, and a leaked session is found early.
+"""
+
+from __future__ import annotations
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from cleaner.settings import Settings
+
+
+class Transient(Exception):
+    """A clean that failed for a reason that may pass. Never leaves the package."""
+
+
+class LockWait(Transient):
+    """The server's lock timeout: another session held a lock for the whole slice."""
+
+
+class Conflict(Transient):
+    """A deadlock, a serialization failure, or a row that a concurrent writer slipped in."""
+
+
+def slices(settings: Settings) -> list[int]:
+    """How long each attempt may wait for a lock, in milliseconds; together ``lock_timeout``."""
+    total = settings.lock_timeout * 1000
+    shares = [2**attempt for attempt in range(min(settings.retries, 30))]
+    shares += [shares[-1]] * (settings.retries - len(shares))
+    return [max(1, round(total * share / sum(shares))) for share in shares]
+
+
+def policy(settings: Settings) -> Retrying:
+    """Retry what is Transient, ``retries`` attempts in all, and raise the last one's error."""
+    return Retrying(
+        retry=retry_if_exception_type(Transient),
+        stop=stop_after_attempt(settings.retries),
+        wait=wait_random_exponential(multiplier=0.01, max=0.5),
+        reraise=True,
+    )
