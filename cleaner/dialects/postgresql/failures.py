@@ -6,7 +6,6 @@ import re
 from importlib.util import find_spec
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
 from cleaner.dialects.postgresql.program import (
@@ -48,32 +47,31 @@ _SCHEMA_CHANGES = {
 }
 
 
-def sqlstate(error: DBAPIError) -> str:
+def sqlstate(error: Exception) -> str:
     """The five characters by which PostgreSQL tells errors apart, from any driver."""
-    origin = error.orig
     for attribute in ("sqlstate", "pgcode"):
-        code = getattr(origin, attribute, None)
+        code = getattr(error, attribute, None)
         if code:
             return str(code)
-    details = getattr(origin, "args", ())
+    details = error.args
     if details and isinstance(details[0], dict):  # pg8000
         return str(details[0].get("C", ""))
     return ""
 
 
-def is_schema_change(error: DBAPIError) -> bool:
+def is_schema_change(error: Exception) -> bool:
     """Whether looking at the schema again may help."""
     return sqlstate(error) in _SCHEMA_CHANGES
 
 
-def is_missing_function(error: DBAPIError, program: Program) -> bool:
+def is_missing_function(error: Exception, program: Program) -> bool:
     """Whether the session has lost our functions (DISCARD ALL, a pooler)."""
-    return sqlstate(error) in ("42883", "3F000") and "cleaner_" in str(error.orig)
+    return sqlstate(error) in ("42883", "3F000") and "cleaner_" in str(error)
 
 
-def translate(error: DBAPIError, program: Program, catalog: Catalog) -> Exception:
+def translate(error: Exception, program: Program, catalog: Catalog) -> Exception:
     """The error to raise for what the server said while ``program`` ran."""
-    code, message = sqlstate(error), str(error.orig)
+    code, message = sqlstate(error), str(error)
     positions = [int(n) for n in re.findall(r"\d+", message.partition("{")[2].partition("}")[0])]
     if code == _LOCK_NOT_AVAILABLE:
         return LockWait(message)
@@ -120,7 +118,7 @@ def why(facts: Facts, table: Relation) -> str:
     return table.undeletable
 
 
-def unreachable(url: URL, error: SQLAlchemyError) -> CleanerError:
+def unreachable(url: URL, error: Exception) -> CleanerError:
     """The error for a database that can't be connected to."""
     origin = getattr(error, "orig", None) or error
     reason = " ".join(str(origin).split())

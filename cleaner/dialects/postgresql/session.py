@@ -7,8 +7,8 @@ import time
 import weakref
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from cleaner.dialects.base import Done, Guard, Remains
@@ -64,6 +64,7 @@ class PostgresSession:
         self._connection: Connection | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._process = os.getpid()
+        self._reconnecting = False  # a server that was there may be restarting: wait for it
         self._catalog: Catalog | None = None
         # Per program on this connection: the state that its next call is given.
         self._states: dict[str, tuple[str, str]] = {}
@@ -74,10 +75,9 @@ class PostgresSession:
         if self._connection is not None and self._process == os.getpid():
             return self._connection
         # After a fork the parent's connection must be left alone, not closed.
-        patient = self._connection is not None
         self._forget()
         self._process = os.getpid()
-        deadline = time.monotonic() + (self._lock_timeout if patient else 0)
+        deadline = time.monotonic() + (self._lock_timeout if self._reconnecting else 0)
         while True:
             try:
                 connection = self._engine.connect()
@@ -90,11 +90,11 @@ class PostgresSession:
                 raise failures.unreachable(self._engine.url, error) from error
         try:
             self.round_trips += 1
-            row = connection.exec_driver_sql(_SETUP).one()
-            self._guard(row[0])
+            self._guard(connection.exec_driver_sql(_SETUP).scalar_one())
         except BaseException:
             connection.close()
             raise
+        self._reconnecting = False
         self._connection = connection
         self._finalizer = weakref.finalize(self, connection.close)
         return connection
@@ -112,32 +112,43 @@ class PostgresSession:
             connection.close()
         self._engine.dispose(close=ours)
 
-    def _execute(self, sql: str) -> list[Row[Any]]:
+    def _execute(self, sql: str) -> list[tuple[Any, ...]]:
         """Run one statement in a transaction of its own, on a new connection if the held one
-        turns out to have died: none of ours leaves anything half done."""
-        for last_try in (False, True):
+        turns out to have died: none of ours leaves anything half done.
+
+        SQLAlchemy makes the connection; its statement execution would double the client's share
+        of a clean, so the driver's cursor is used. Raises the driver's own errors.
+        """
+        while True:
             held = self._connection is not None
-            connection = self._connect()
+            cursor = self._connect().connection.cursor()
             self.round_trips += 1
             try:
-                result = connection.exec_driver_sql(sql)
-                return list(result.all()) if result.returns_rows else []
-            except DBAPIError as error:
-                if not error.connection_invalidated:
+                cursor.execute(sql)
+                return list(cursor.fetchall()) if cursor.description else []
+            except self.driver_error as error:
+                if not self._engine.dialect.is_disconnect(error, None, cursor):  # type: ignore[arg-type]
                     raise
-                self._drop(connection)
-                if last_try or not held:
+                self._drop()
+                if not held:
                     raise failures.unreachable(self._engine.url, error) from error
-        raise AssertionError("unreachable")
+            finally:
+                cursor.close()
 
-    def _drop(self, connection: Connection) -> None:
-        self._states.clear()
-        try:
+    @property
+    def driver_error(self) -> type[Exception]:
+        """The root of the driver's errors."""
+        error: type[Exception] = self._engine.dialect.loaded_dbapi.Error
+        return error
+
+    def _drop(self) -> None:
+        """Let go of a connection that has died."""
+        connection = self._connection
+        self._forget()
+        self._reconnecting = True
+        if connection is not None:
+            connection.invalidate()
             connection.close()
-        except (DBAPIError, InterfaceError):
-            pass
-        if self._finalizer is not None:
-            self._finalizer.detach()
 
     # -- looking --------------------------------------------------------------------------
 
@@ -211,7 +222,7 @@ class PostgresSession:
     def run(self, program: Program, wait: int) -> Done | None:
         try:
             outcome = self._call(program, wait)
-        except DBAPIError as error:
+        except self.driver_error as error:
             if failures.is_schema_change(error):
                 self._states.pop(program.name, None)
                 return None
@@ -237,7 +248,7 @@ class PostgresSession:
                 rows = self._execute(program.call(wait, *self._states[program.name]))
             except KeyError:  # the connection was replaced, and its functions went with it
                 continue
-            except DBAPIError as error:
+            except self.driver_error as error:
                 if not failures.is_missing_function(error, program):
                     raise
                 self._states.clear()
@@ -253,7 +264,7 @@ class PostgresSession:
 
     def blockers(self, program: Program) -> tuple[Blocker, ...]:
         locks = "{" + ",".join(map(str, program.locks)) + "}"
-        rows: list[Any] = self._execute(
+        rows = self._execute(
             f"""SELECT DISTINCT ON (l.pid, p.gid) l.pid, coalesce(a.usename, p.owner),
        a.application_name, a.state, EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8,
        coalesce(a.query, p.gid), l.mode = 'AccessShareLock' AS reads
@@ -271,7 +282,7 @@ class PostgresSession:
         # A reader stands in the way of TRUNCATE alone.
         writers = [row for row in rows if not row[-1]]
         chosen = rows if program.exclusive or not writers else writers
-        return tuple(Blocker(*tuple(row)[:6]) for row in chosen)
+        return tuple(Blocker(*row[:6]) for row in chosen)
 
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         ended = []
