@@ -204,6 +204,20 @@ class Cleaner:
             self._prepared = None
             return self._prepare().plan
 
+    @property
+    def server(self) -> str:
+        """The kind and version of the server, for instance ``postgresql 18.6``."""
+        with self._mutex:
+            return self._session.look().server
+
+    def connect(self) -> URL:
+        """Connect now; returns the URL, with the driver that was chosen for it.
+
+        Raises UnsafeDatabaseError, ProvisionError.
+        """
+        with self._mutex:
+            return self._session.connect()
+
     def verify(self) -> None:
         """Count the rows of every table of the target, and look at every sequence.
 

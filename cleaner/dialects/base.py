@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sqlalchemy import URL
+
 from cleaner.errors import Blocker, Survivor
 from cleaner.spi import Database, Plan, Target
 
@@ -37,6 +39,9 @@ class Session(Protocol):
     """
 
     round_trips: int
+
+    def connect(self) -> URL:
+        """Open the connection, if it is not; returns the URL with the driver in use."""
 
     def look(self) -> Database:
         """What the database holds at this moment."""

@@ -125,15 +125,19 @@ class PostgresSession:
             self.round_trips += 1
             try:
                 cursor.execute(sql)
-                return list(cursor.fetchall()) if cursor.description else []
+                rows = list(cursor.fetchall()) if cursor.description else []
+                cursor.close()
+                return rows
             except self.driver_error as error:
                 if not self._engine.dialect.is_disconnect(error, None, cursor):  # type: ignore[arg-type]
                     raise
                 self._drop()
                 if not held:
                     raise failures.unreachable(self._engine.url, error) from error
-            finally:
-                cursor.close()
+            except BaseException:
+                # Ctrl-C, a timeout: the statement may still be running over there.
+                self._drop()
+                raise
 
     @property
     def driver_error(self) -> type[Exception]:
@@ -149,6 +153,10 @@ class PostgresSession:
         if connection is not None:
             connection.invalidate()
             connection.close()
+
+    def connect(self) -> URL:
+        self._connect()
+        return self._engine.url
 
     # -- looking --------------------------------------------------------------------------
 

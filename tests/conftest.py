@@ -1,0 +1,59 @@
+"""Real servers for every test: the embedded one, and one from the disk where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+from support.database import Database
+
+from cleaner.provision.embedded import EmbeddedPostgres
+
+pytest_plugins = ["pytester"]
+
+
+def _disk_binaries() -> Path | None:
+    """The newest PostgreSQL that is installed beside the wheel's."""
+    places = [path.parent for path in Path("/usr/lib/postgresql").glob("[0-9]*/bin/postgres")]
+    if on_path := shutil.which("postgres"):
+        places.append(Path(on_path).resolve().parent)
+    return max(places, default=None, key=str)
+
+
+SERVERS = ["embedded", "disk"] if _disk_binaries() else ["embedded"]
+
+
+@pytest.fixture(scope="session")
+def disk_server() -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(
+        bin_directory=_disk_binaries(), options={"max_prepared_transactions": "10"}
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def worker_database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """This worker's database on one of the servers, for one test after the other."""
+    if request.param == "embedded":
+        url = make_url(request.getfixturevalue("cleaner_url"))
+    else:
+        url = request.getfixturevalue("disk_server").create_database("test")
+    role = f"plain_{url.database}"
+    database = Database(url, role)
+    try:
+        database.execute(f"CREATE ROLE {role} LOGIN")
+    except psycopg.errors.DuplicateObject:
+        pass
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def database(worker_database: Database) -> Iterator[Database]:
+    """An empty database of this test's own."""
+    yield worker_database
+    worker_database.wipe()

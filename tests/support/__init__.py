@@ -1,0 +1,1 @@
+"""What the tests share: filled databases, random schemas, and eyes of their own."""
