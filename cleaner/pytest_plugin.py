@@ -97,7 +97,7 @@ class _Run:
 
     @property
     def worker(self) -> str:
-        """xdist's name of this process, ``main`` without xdist."""
+        """Xdist's name of this process, ``main`` without xdist."""
         return os.environ.get("PYTEST_XDIST_WORKER", "main")
 
     @property

@@ -33,7 +33,7 @@ def create(strategy: str | Strategy, options: Mapping[str, object]) -> Strategy:
     if isinstance(strategy, Strategy):
         if options:
             raise SettingsError(
-                f"strategy_options {dict(options)!r} were given with a strategy that is made already.",
+                f"strategy_options {dict(options)!r} came with a strategy that is made already.",
                 "options go to the constructor of a strategy that is chosen by name",
                 f"strategy={type(strategy).__name__}(...) with the options inside",
             )

@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from cleaner.settings import Settings
 
 
-class Transient(Exception):
+class Transient(Exception):  # noqa: N818 -- no error that a caller ever sees
     """A clean that failed for a reason that may pass. Never leaves the package."""
 
 

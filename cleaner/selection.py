@@ -157,7 +157,8 @@ class _Selection:
 
     def units(self, chosen: set[int]) -> set[int]:
         """What is cleaned as a whole: a partition tree through its root if all of it is chosen
-        or comes with the root, else partition by partition."""
+        or comes with the root, else partition by partition.
+        """
         units: set[int] = set()
         for key in chosen:
             parent = self.tables[key].parents
@@ -297,7 +298,8 @@ class _Selection:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 if setting == "only" and self.database.relations:
                     raise SettingsError(
-                        f"only names {pattern!r}, which no table of {self.database.name} matches{hint}",
+                        f"only names {pattern!r}, which nothing in {self.database.name} "
+                        f"matches{hint}",
                         "a misspelt name, or the schema is not created yet",
                         f'only = ["{near[0] if near else "table"}"]',
                     )

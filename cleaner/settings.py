@@ -71,7 +71,7 @@ class Settings:
         Raises SettingsError for an unknown key or a value of the wrong kind.
         """
         settings = cls()
-        pyproject = _pyproject(Path(directory or os.getcwd()))
+        pyproject = _pyproject(Path(directory or "."))
         if pyproject is not None:
             settings = settings.merged(_tool_table(pyproject), str(pyproject))
         settings = settings._from_environment()
@@ -91,7 +91,8 @@ class Settings:
 
     def database(self, name: str) -> Settings:
         """The settings of a further database: ``[tool.cleaner.databases.NAME]`` over these,
-        of which it does not inherit ``url`` and ``metadata``."""
+        of which it does not inherit ``url`` and ``metadata``.
+        """
         if name not in self.databases:
             near = get_close_matches(name, self.databases, 1)
             raise SettingsError(

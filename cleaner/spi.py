@@ -78,7 +78,8 @@ class ForeignKey:
 @dataclass(frozen=True)
 class Sequence:
     """A sequence. ``owner`` is the table whose column owns it, ``users`` those whose defaults
-    draw from it. ``refusal`` says why this role can't reset it."""
+    draw from it. ``refusal`` says why this role can't reset it.
+    """
 
     key: int
     schema: str

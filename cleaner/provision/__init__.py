@@ -1,0 +1,1 @@
+"""Servers and databases to run tests on."""

@@ -147,9 +147,7 @@ class EmbeddedPostgres:
         (_, lock), self._owner = self._owner, None
         atexit.unregister(self.stop)
         fcntl.lockf(lock, fcntl.LOCK_UN, 1, 0)
-        fcntl.lockf(
-            lock, fcntl.LOCK_EX, 1, 1
-        )  # granted when the watchdog is done, or there is none
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, 1)  # granted once no watchdog lives
         os.close(lock)
         shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -23,7 +23,6 @@ from cleaner.dialects.postgresql.program import (
     read,
 )
 from cleaner.errors import Blocker, ProvisionError, SettingsError, Survivor
-from cleaner.retry import LockWait
 from cleaner.spi import Database, Plan, Relation, Target
 
 # Of this session only. Whatever the role's defaults are: each statement sees what was committed

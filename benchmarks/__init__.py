@@ -1,0 +1,1 @@
+"""What cleaning costs, as ratios measured side by side in one run: ``python -m benchmarks``."""
