@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -101,7 +102,12 @@ class Settings:
                 "a misspelt name, or a missing table in pyproject.toml",
                 f"[tool.cleaner.databases.{near[0] if near else name}]",
             )
-        base = replace(self, url=None, metadata=None, databases={})
+        origins = {
+            key: origin
+            for key, origin in self.origins.items()
+            if key not in ("url", "metadata", "databases")
+        }
+        base = replace(self, url=None, metadata=None, databases={}, origins=origins)
         return base.merged(self.databases[name], f"databases.{name}")
 
     def _from_environment(self) -> Settings:
@@ -171,6 +177,17 @@ def _wrong(key: str, value: object, origin: str, expected: str, example: str) ->
     )
 
 
+def masked(url: object) -> str:
+    """``url``, or what was meant to be one, without its passwords."""
+    if isinstance(url, Engine):
+        url = url.url
+    if isinstance(url, URL):
+        text = url.render_as_string(hide_password=True)
+    else:
+        text = re.sub(r"^([\w+.-]+:/*)?.*@", r"\1***@", str(url), flags=re.DOTALL)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+
+
 def _url(key: str, value: object, origin: str) -> URL | Engine | None:
     if value is None or isinstance(value, (URL, Engine)):
         return value
@@ -187,7 +204,8 @@ def _url(key: str, value: object, origin: str) -> URL | Engine | None:
             return make_url(text)
         except ArgumentError:
             pass
-    raise _wrong(key, value, origin, "a database URL", '"postgresql+psycopg://localhost/app_test"')
+    shown = masked(value) if isinstance(value, str) else value
+    raise _wrong(key, shown, origin, "a database URL", '"postgresql+psycopg://localhost/app_test"')
 
 
 def _anything(key: str, value: object, origin: str) -> object:

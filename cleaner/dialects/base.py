@@ -30,6 +30,22 @@ class Remains:
     sequences: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Health:
+    """What tells how a clean would fare, beyond what the database holds.
+
+    ``owner`` is whether the role owns the database, ``no_fast_path`` why a clean can't be one
+    message, ``idle`` who is idle in transaction there, ``unseen`` why that may not be all; the
+    reasons come with their remedy, and are empty where there is none.
+    """
+
+    superuser: bool
+    owner: bool
+    no_fast_path: str
+    idle: tuple[Blocker, ...]
+    unseen: str
+
+
 class Session(Protocol):
     """One connection of our own to one database, replaced when it dies.
 
@@ -42,6 +58,13 @@ class Session(Protocol):
 
     def connect(self) -> URL:
         """Open the connection, if it is not; returns the URL with the driver in use."""
+
+    @property
+    def driver(self) -> str:
+        """The name and the version of the driver."""
+
+    def health(self) -> Health:
+        """How a clean would fare at this moment."""
 
     def look(self) -> Database:
         """What the database holds at this moment."""

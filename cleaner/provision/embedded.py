@@ -43,7 +43,7 @@ if sys.platform != "win32":
     import fcntl
     import pwd
 
-__all__ = ["EmbeddedPostgres"]
+__all__ = ["EmbeddedPostgres", "find_binaries"]
 
 # Durability costs time and a test needs none. wal_level stays at `replica`: `minimal` writes out
 # every new file at commit, which made CREATE DATABASE twice and CREATE TABLE 1.3 times as dear.
@@ -186,7 +186,7 @@ class EmbeddedPostgres:
     def _spawn_watchdog(self, lock: IO[str]) -> None:
         job = {
             "directory": str(self.directory),
-            "binaries": str(_find_binaries(self._bin_directory)),
+            "binaries": str(find_binaries(self._bin_directory)),
             "settings": _SETTINGS | self._options,
             "user": _server_user(),
         }
@@ -198,6 +198,7 @@ class EmbeddedPostgres:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
+                check=False,  # its outcome is in the lock file
             )
 
     def _open(self, name: str, mode: str) -> IO[str]:
@@ -239,8 +240,11 @@ def _server_user() -> tuple[int, int] | None:
     return None
 
 
-def _find_binaries(named: Path | None) -> Path:
-    """Return the directory of initdb and postgres: ``named``, or the first that has them."""
+def find_binaries(named: Path | None = None) -> Path:
+    """Return the directory of initdb and postgres: ``named``, or the first that has them.
+
+    Raises ProvisionError where there is none.
+    """
     for directory in [named] if named else _installations():
         if all(os.access(directory / program, os.X_OK) for program in ("initdb", "postgres")):
             return directory.resolve()

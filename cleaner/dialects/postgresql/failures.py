@@ -23,6 +23,7 @@ from cleaner.errors import (
     Survivor,
 )
 from cleaner.retry import Conflict, LockWait
+from cleaner.settings import masked
 from cleaner.spi import Relation
 
 _CONFLICTS = {
@@ -123,7 +124,7 @@ def unreachable(url: URL, error: Exception) -> CleanerError:
     origin = getattr(error, "orig", None) or error
     reason = " ".join(str(origin).split())
     return ProvisionError(
-        f"No connection to {url.render_as_string()}: {reason}",
+        f"No connection to {masked(url)}: {reason}",
         "the server is down, the database does not exist, or the credentials are others",
         'url = "postgresql+psycopg://user:password@host/app_test", as psql would reach it',
     )

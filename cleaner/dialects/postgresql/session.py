@@ -11,9 +11,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from cleaner.dialects.base import Done, Guard, Remains
+from cleaner.dialects.base import Done, Guard, Health, Remains
 from cleaner.dialects.postgresql import failures
-from cleaner.dialects.postgresql.catalog import Catalog, discovery, parse, qualified
+from cleaner.dialects.postgresql.catalog import Catalog, discovery, parse, qualified, quote
 from cleaner.dialects.postgresql.program import (
     ADVISORY_LOCK,
     Outcome,
@@ -80,6 +80,7 @@ class PostgresSession:
         while True:
             try:
                 connection = self._engine.connect()
+                connection.detach()  # ours until closed: no place in a pool is taken
                 break
             except OperationalError as error:
                 if time.monotonic() >= deadline:
@@ -158,6 +159,46 @@ class PostgresSession:
         return self._engine.url
 
     # -- looking --------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> str:
+        driver: Any = self._engine.dialect.loaded_dbapi
+        return f"{driver.__name__} {str(driver.__version__).split()[0]}"
+
+    def health(self) -> Health:
+        superuser, owner, temporary, name, role = self._execute(
+            """SELECT pg_catalog.current_setting('is_superuser')::bool,
+       pg_catalog.pg_has_role(d.datdba, 'USAGE'),
+       pg_catalog.has_database_privilege(d.oid, 'TEMPORARY'), d.datname, current_user
+  FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()"""
+        )[0]
+        rows = self._execute(
+            """SELECT a.pid, a.usename, a.application_name, a.state,
+       EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8 AS age, a.query
+  FROM pg_catalog.pg_stat_activity a
+ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+   AND a.backend_type = 'client backend'
+   AND (a.state IS NULL OR a.state LIKE 'idle in transaction%')
+UNION ALL
+SELECT NULL, p.owner, NULL, 'prepared',
+       EXTRACT(EPOCH FROM clock_timestamp() - p.prepared)::float8, p.gid
+  FROM pg_catalog.pg_prepared_xacts p WHERE p.database = pg_catalog.current_database()
+ ORDER BY age DESC"""
+        )
+        unseen = sum(row[3] is None for row in rows)
+        return Health(
+            superuser=superuser,
+            owner=owner,
+            no_fast_path=""
+            if temporary
+            else f"role {role} may not create temporary functions: "
+            f"GRANT TEMPORARY ON DATABASE {quote(name)} TO {quote(role)}",
+            idle=tuple(Blocker(*row) for row in rows if row[3] is not None),
+            unseen=unseen
+            and f"role {role} can't see what {unseen} sessions of other roles do: "
+            f"GRANT pg_read_all_stats TO {quote(role)}"
+            or "",
+        )
 
     def look(self) -> Database:
         self._connect()

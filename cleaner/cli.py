@@ -1,0 +1,254 @@
+"""The command ``cleaner``: parse, call, print.
+
+It ends with 0 when it is done, 1 when something was refused or failed, 2 on wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cleaner import Cleaner, Settings, __version__
+from cleaner.console import Console
+from cleaner.errors import Blocker, CleanerError, SettingsError
+from cleaner.spi import Plan
+
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+_OPTIONS = ("url", "metadata", "strategy", "only", "exclude", "schemas")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (default: those of the process); return the exit code."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name the terminal can't show
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        code: int = options.run(options, Console(quiet=options.json))
+        sys.stdout.flush()
+        return code
+    except CleanerError as error:
+        return _fail(error, options.json)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _fail(error: CleanerError, as_json: bool) -> int:
+    if as_json:
+        from cleaner.doctor import explained
+
+        _print_json(explained(error))
+    else:
+        print(error, file=sys.stderr)
+    return 1
+
+
+def _print_json(found: object) -> None:
+    print(json.dumps(found, indent=2))
+
+
+# -- usage ----------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cleaner",
+        description="Puts a test database back to its baseline.",
+        epilog="example: cleaner demo      everything at work, on a server of its own",
+    )
+    parser.add_argument("--version", action="version", version=f"cleaner {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _command(
+        commands,
+        _demo,
+        "show on a shop's database what each strategy does, what it costs, and what is refused",
+        "cleaner demo",
+    )
+    target = _target()
+    _command(
+        commands,
+        _plan,
+        "print the SQL that `cleaner clean` would run, and run nothing",
+        "cleaner plan --url postgresql://localhost/app_test --exclude country",
+        target,
+    )
+    _command(
+        commands,
+        _clean,
+        "empty the tables and put the sequences back to their START",
+        "cleaner clean --metadata app.models:Base --strategy truncate",
+        target,
+    )
+    _command(
+        commands,
+        _doctor,
+        "check settings, connection, privileges and strategies; say what to write where one fails",
+        "cleaner doctor --database reports",
+        target,
+    )
+    return parser
+
+
+def _command(
+    commands: Any, run: Callable[..., int], purpose: str, example: str, *parents: Any
+) -> None:
+    parser = commands.add_parser(
+        run.__name__.removeprefix("_"),
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=f"example: {example}",
+        parents=parents,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(run=run)
+
+
+def _target() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group(
+        "settings", "stronger than CLEANER_... in the environment, and that than [tool.cleaner]"
+    )
+    add = group.add_argument
+    add("--url", help="the database, for instance postgresql+psycopg://localhost/app_test")
+    add("--metadata", metavar="PATH", help="the models, for instance app.models:Base")
+    add("--strategy", metavar="NAME", help="how to clean; `cleaner doctor` lists those installed")
+    repeatable = "name or pattern; may be given several times"
+    add("--only", action="append", metavar="TABLE", help=f"clean these tables: {repeatable}")
+    add("--exclude", action="append", metavar="TABLE", help=f"leave these tables: {repeatable}")
+    add("--schemas", action="append", metavar="SCHEMA", help=f"clean these schemas: {repeatable}")
+    add("--database", metavar="NAME", help="the one of [tool.cleaner.databases.NAME]")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = Settings.load()
+    if options.database is not None:
+        settings = settings.database(options.database)
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    return settings.merged({key: value for key, value in given.items() if value is not None}, "option")
+
+
+def _cleaner(options: argparse.Namespace) -> Cleaner:
+    settings = _settings(options)
+    if settings.url is None:
+        raise SettingsError(
+            "There is no database to clean: url is not set.",
+            "neither pyproject.toml, nor CLEANER_URL, nor --url says where it is",
+            "--url postgresql+psycopg://localhost/app_test, or url = ... in [tool.cleaner]",
+        )
+    return Cleaner(settings=settings)
+
+
+# -- commands -------------------------------------------------------------------------------
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    with _cleaner(options) as cleaner:
+        plan = cleaner.plan()
+    if options.json:
+        names = ("strategy", "tables", "sequences", "warnings", "sql")
+        _print_json({name: getattr(plan, name) for name in names})
+    else:
+        console.say("\n".join(_commented(plan)))
+        console.say(str(plan))
+    return 0
+
+
+def _commented(plan: Plan) -> list[str]:
+    """The plan as comments of SQL, so that the whole output is a script."""
+    lines = [f"strategy: {plan.strategy}", f"{len(plan.tables)} tables, in this order:"]
+    lines += [f"    {name}" for name in plan.tables]
+    lines += [f"{len(plan.sequences)} sequences, back to their START:"]
+    lines += [f"    {name}" for name in plan.sequences]
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    return [f"-- {' '.join(line.splitlines())}" for line in lines]
+
+
+def _clean(options: argparse.Namespace, console: Console) -> int:
+    with _cleaner(options) as cleaner:
+        report = cleaner.clean()
+    if options.json:
+        _print_json(asdict(report))
+    else:
+        console.say(str(report))
+        for warning in report.warnings:
+            console.say(f"{console.paint('yellow', 'warning')}: {warning}")
+    return 0
+
+
+def _demo(options: argparse.Namespace, console: Console) -> int:
+    from cleaner import demo
+
+    figures = demo.run(console)
+    if options.json:
+        _print_json(figures)
+    return 0 if figures["proved"] else 1
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from cleaner import doctor
+
+    found = doctor.examine(lambda: _settings(options))
+    if options.json:
+        _print_json(found)
+    else:
+        _print_findings(found, console)
+    return 1 if found["problems"] else 0
+
+
+def _print_findings(found: dict[str, Any], console: Console) -> None:
+    """Print a checklist: what is wrong comes first, and of that what to write."""
+
+    def check(fine: bool | None, name: str, text: object) -> None:
+        mark, colour = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "yellow")}[fine]
+        console.say(f"{console.paint(colour, mark)}  {name:<20}  {text}")
+
+    console.say(", ".join(f"{name} {text}" for name, text in found["versions"].items()))
+    for problem in found["problems"]:
+        console.title(f"!! write  {problem['remedy']}")
+        console.say(f"   since  {problem['what']}")
+        console.say(f"   cause  {problem['cause']}")
+    console.title("Settings")
+    for name, setting in found.get("settings", {}).items():
+        console.say(f"    {name:<20}  {json.dumps(setting['value']):<24}  {setting['origin']}")
+    console.title("Database")
+    check("connection" in found, "connection", found.get("connection", "none"))
+    if "server" in found:
+        check(True, "server", found["server"])
+        verdict = "a test database" if found["safe"] else "not a test database: see above"
+        check(found["safe"], "database", f"{found['database']}, {verdict}")
+        role = found["role"]
+        kinds = [f"{'' if role[kind] else 'not '}{kind}" for kind in ("superuser", "owner")]
+        check(True, "role", f"{role['name']}, {', '.join(kinds)}")
+        slow = found["no_fast_path"]
+        check(not slow, "one round trip", slow or "possible")
+        for session in found["idle_in_transaction"]:
+            check(None, "idle in transaction", Blocker(**session))
+        if found["sessions_unseen"]:
+            check(None, "sessions unseen", found["sessions_unseen"])
+    if "tables" in found:
+        check(True, "to clean", f"{found['tables']} tables, {found['sequences']} sequences")
+        for side in ("metadata", "database"):
+            if names := found[f"only_in_{side}"]:
+                check(None, f"only in the {side}", ", ".join(names))
+        for warning in found["warnings"]:
+            check(None, "warning", warning)
+    console.title("Strategies")
+    for name, verdict in found["strategies"].items():
+        serves = {True: "can serve", False: "refuses", None: "installed"}[verdict["serves"]]
+        check(verdict["serves"] or None, name, verdict["refusal"] or serves)
+    console.title("Embedded PostgreSQL")
+    embedded = found["embedded"]
+    binaries = embedded["binaries"]
+    check(True if binaries else None, "binaries", binaries or embedded["missing"])
