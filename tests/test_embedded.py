@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -168,12 +169,12 @@ def test_it_is_set_for_speed_and_for_large_schemas(server: EmbeddedPostgres) -> 
 
 
 def test_the_clients_environment_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGDATESTYLE", "german")
-    monkeypatch.setenv("PGPORT", "1")
+    monkeypatch.setenv("PGCLIENTENCODING", "latin1")
     options = {"max_connections": "17", "cluster_name": r"it's a \ test"}
     with EmbeddedPostgres(options=options) as server:
         monkeypatch.undo()
-        assert ask(server.url(), "SHOW datestyle") == "ISO, MDY"
+        encoding = "SELECT reset_val FROM pg_settings WHERE name = 'client_encoding'"
+        assert ask(server.url(), encoding) == "UTF8"
         assert ask(server.url(), "SHOW max_connections") == "17"
         assert ask(server.url(), "SHOW cluster_name") == r"it's a \ test"
 
@@ -370,15 +371,13 @@ def test_a_closed_temporary_directory_is_passed_over(
     run.stop()
 
 
-def test_a_long_temporary_directory_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    long = tmp_path / ("long" * 25)
-    long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    run = EmbeddedPostgres()
-    assert long not in run.directory.parents
-    run.stop()
+def test_a_long_temporary_directory_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="long" * 25, dir="/tmp") as long:
+        Path(long).chmod(0o755)
+        monkeypatch.setattr("tempfile.tempdir", long)
+        run = EmbeddedPostgres()
+        assert Path(long) not in run.directory.parents
+        run.stop()
 
 
 @as_root

@@ -73,7 +73,7 @@ def _serve(
 ) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """Return a server that is ready, which closing ``serving`` stops, and its port and version."""
     binaries, data = Path(job["binaries"]), directory / "data"
-    # Some of what a shell sets for clients (PGDATESTYLE, PGCLIENTENCODING) a server obeys too.
+    # A server too obeys some of what a shell sets for its clients, such as PGCLIENTENCODING.
     environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
     environment |= {"HOME": str(directory), "LC_ALL": "C", "TZ": "UTC"}
     spawn: dict[str, Any] = {"cwd": directory, "env": environment, "stdout": sys.stderr}
@@ -85,7 +85,6 @@ def _serve(
         if not open_to_all(binaries / "postgres"):
             binaries = _copy(binaries, directory / "copy", uid, gid)
 
-    shutil.rmtree(data, ignore_errors=True)
     initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust"]
     initdb += ["-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
     subprocess.run([*initdb, *_character_types(version)], check=True, timeout=_PATIENCE, **spawn)
@@ -109,7 +108,7 @@ def _copy(binaries: Path, into: Path, uid: int, gid: int) -> Path:
     libraries = (binaries.parent / "lib", package / ".dylibs", around / f"{package.name}.libs")
     for tree in filter(Path.is_dir, (binaries, binaries.parent / "share", *libraries)):
         target = into / tree.relative_to(around)
-        shutil.copytree(tree, target, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(tree, target, ignore_dangling_symlinks=True)
     for path in (into, *into.rglob("*")):
         os.chown(path, uid, gid)
     return into / binaries.relative_to(around)

@@ -1,0 +1,138 @@
+"""Every snippet of the README runs, and what it says of the settings and errors is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from support.database import Database
+
+from cleaner import Settings, cli, errors, guard
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+MODELS = """
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase): ...
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[str]
+"""
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def is_file(snippet: str) -> bool:
+    return snippet.startswith("# tests/")
+
+
+def test_the_snippets_run_one_after_the_other(tmp_path: Path) -> None:
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(s for s in snippets("python") if not is_file(s)))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], capture_output=True, text=True, check=False,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert len(printed) == 2
+    assert all(
+        line.startswith("auto: 1 table (users), 1 sequence (users_id_seq), ") for line in printed
+    )
+    assert printed[1].endswith("1 round trip")
+
+
+def test_the_three_steps_make_a_suite_that_passes(pytester: pytest.Pytester) -> None:
+    settings = next(text for text in snippets("toml") if 'Base"\n' in text)
+    pytester.makepyprojecttoml(settings + '[tool.pytest.ini_options]\npythonpath = ["."]\n')
+    for name, text in {"shop/models.py": MODELS}.items():
+        path = pytester.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    tests = pytester.mkdir("tests")
+    for snippet in filter(is_file, snippets("python")):
+        (tests / snippet.split("\n")[0].rpartition("/")[2]).write_text(snippet)
+    result = pytester.runpytest_subprocess("--strict-markers", "-v")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["cleaner: auto on postgresql * (embedded), database test"])
+
+
+def test_every_toml_snippet_is_accepted(tmp_path: Path) -> None:
+    for snippet in snippets("toml"):
+        (tmp_path / "pyproject.toml").write_text(snippet)
+        settings = Settings.load(tmp_path)
+        for name in settings.databases:
+            settings.database(name)
+
+
+def test_every_setting_has_its_line() -> None:
+    table = TEXT[TEXT.index("| setting |") : TEXT.index("```toml", TEXT.index("| setting |"))]
+    rows = [row for row in table.splitlines() if row.startswith("| `")]
+    documented = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in rows)))
+    assert documented == {each.name for each in fields(Settings)} - {"origins"}
+
+
+def test_every_command_is_one_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"^cleaner (\w+)", TEXT, re.MULTILINE)
+    assert commands
+    for command in commands:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, "--help"])
+        assert stopped.value.code == 0
+    capsys.readouterr()
+
+
+def headings() -> list[str]:
+    section = TEXT[TEXT.index("## Troubleshooting") : TEXT.index("## Limits")]
+    return re.findall(r"^\*\*`(.*?)`\*\*", section, re.MULTILINE)
+
+
+def provoked(database: Database) -> Iterator[errors.CleanerError]:
+    """One error for each heading, in their order."""
+
+    def raised(**settings: object) -> errors.CleanerError:
+        with pytest.raises(errors.CleanerError) as caught, database.cleaner(**settings) as cleaner:
+            cleaner.clean()
+        return caught.value
+
+    database.execute(
+        """CREATE TABLE city (id int PRIMARY KEY);
+        CREATE TABLE country (id int, city int REFERENCES city);
+        CREATE TABLE audit_log (id int);
+        INSERT INTO city VALUES (1); INSERT INTO country VALUES (1, 1);"""
+    )
+    with pytest.raises(errors.UnsafeDatabaseError) as refused:
+        guard.check("shop", None)
+    yield refused.value
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO city VALUES (2)")
+        yield raised(lock_timeout=0.2)
+    yield raised(exclude=["country"])
+    yield raised(exclude=["country"], strategy="truncate")
+    yield raised(strategy="replica", role=database.role)
+    database.execute(
+        f"""DELETE FROM country; INSERT INTO audit_log VALUES (1);
+        CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER keep BEFORE DELETE ON audit_log FOR EACH ROW EXECUTE FUNCTION keep();
+        GRANT ALL ON ALL TABLES IN SCHEMA public TO {database.role}"""
+    )
+    yield raised(strategy="delete", role=database.role)
+
+
+def test_the_headings_of_the_troubleshooting_are_what_is_raised(database: Database) -> None:
+    for heading, error in zip(headings(), provoked(database), strict=False):
+        literal = re.split(r"'[^']*'|\d+(?:\.\d+)?|\([^)]*\)|(?<=role )\w+|app_test|\.\.\.", heading)
+        assert re.match(".*?".join(map(re.escape, literal)), str(error)), (heading, str(error))
+        assert error.remedy
