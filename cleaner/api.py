@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +73,6 @@ class Cleaner:
             )
         self.settings = settings
         self._session = connect(settings.url, self._check_database, settings.lock_timeout)
-        self._mutex = threading.RLock()
         self._configure()
 
     def _configure(self) -> None:
@@ -96,7 +94,7 @@ class Cleaner:
         StrategyRefusedError, ExcludedTableError, BlockedError (after ``lock_timeout`` seconds),
         RetriesExhaustedError, NotCleanError, SchemaChangedError, ProvisionError.
         """
-        with self._mutex:
+        with self._session.mutex:
             started, trips = time.perf_counter(), self._session.round_trips
             attempts = 0
             terminated: list[str] = []
@@ -136,10 +134,12 @@ class Cleaner:
     def _run(self, wait: int) -> Done:
         for _ in range(4):
             prepared = self._prepare()
-            done = self._session.run(prepared.program, wait)
-            if done is not None:
-                return done
-            self._prepared = None
+            try:
+                return self._session.run(prepared.program, wait)
+            except retry.Stale as stale:
+                self._prepared = None
+                if stale.error is not None and self._target.database == prepared.target.database:
+                    raise stale.error from stale.__cause__
         raise SchemaChangedError(
             f"The schema of {self._target.database.name} changes faster than it can be cleaned.",
             "migrations, or tests that create tables, are still running in another session",
@@ -200,14 +200,14 @@ class Cleaner:
 
         Raises what :meth:`clean` would raise before it begins.
         """
-        with self._mutex:
+        with self._session.mutex:
             self._prepared = None
             return self._prepare().plan
 
     @property
     def server(self) -> str:
         """The kind and version of the server, for instance ``postgresql 18.6``."""
-        with self._mutex:
+        with self._session.mutex:
             return self._session.look().server
 
     def connect(self) -> URL:
@@ -215,7 +215,7 @@ class Cleaner:
 
         Raises UnsafeDatabaseError, ProvisionError.
         """
-        with self._mutex:
+        with self._session.mutex:
             return self._session.connect()
 
     def verify(self) -> None:
@@ -223,7 +223,7 @@ class Cleaner:
 
         Raises NotCleanError where one is not at its baseline. Knows nothing of earlier cleans.
         """
-        with self._mutex:
+        with self._session.mutex:
             target = select(self._session.look(), self._models.tables(), self.settings)
             remains = self._session.remains(target)
             if remains.survivors or remains.sequences:
@@ -249,13 +249,13 @@ class Cleaner:
             )
         other = object.__new__(type(self))
         other.settings = self.settings.merged(keywords, "keyword")
-        other._session, other._mutex = self._session, self._mutex
+        other._session = self._session
         other._configure()
         return other
 
     def close(self) -> None:
         """Close the connection. The cleaner can be used again, and opens another."""
-        with self._mutex:
+        with self._session.mutex:
             self._session.close()
 
     def __enter__(self) -> Cleaner:

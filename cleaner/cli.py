@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cleaner import Cleaner, Settings, __version__
-from cleaner.console import Console
+from cleaner.console import Console, count
 from cleaner.errors import Blocker, CleanerError, SettingsError
 from cleaner.spi import Plan
 
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name the terminal can't show
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the working directory: `--metadata app.models:Base` is there
     try:
         code: int = options.run(options, Console(quiet=options.json))
         sys.stdout.flush()
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cleaner",
         description="Puts a test database back to its baseline.",
-        epilog="example: cleaner demo      everything at work, on a server of its own",
+        epilog="example: cleaner demo",
     )
     parser.add_argument("--version", action="version", version=f"cleaner {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -136,7 +136,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.database is not None:
         settings = settings.database(options.database)
     given = {name: getattr(options, name) for name in _OPTIONS}
-    return settings.merged({key: value for key, value in given.items() if value is not None}, "option")
+    return settings.merged(
+        {key: value for key, value in given.items() if value is not None}, "option"
+    )
 
 
 def _cleaner(options: argparse.Namespace) -> Cleaner:
@@ -167,9 +169,9 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
 def _commented(plan: Plan) -> list[str]:
     """The plan as comments of SQL, so that the whole output is a script."""
-    lines = [f"strategy: {plan.strategy}", f"{len(plan.tables)} tables, in this order:"]
+    lines = [f"strategy: {plan.strategy}", f"{count(len(plan.tables), 'table')}, in this order:"]
     lines += [f"    {name}" for name in plan.tables]
-    lines += [f"{len(plan.sequences)} sequences, back to their START:"]
+    lines += [f"{count(len(plan.sequences), 'sequence')}, back to START:"]
     lines += [f"    {name}" for name in plan.sequences]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return [f"-- {' '.join(line.splitlines())}" for line in lines]
@@ -238,7 +240,8 @@ def _print_findings(found: dict[str, Any], console: Console) -> None:
         if found["sessions_unseen"]:
             check(None, "sessions unseen", found["sessions_unseen"])
     if "tables" in found:
-        check(True, "to clean", f"{found['tables']} tables, {found['sequences']} sequences")
+        counts = [count(found[f"{noun}s"], noun) for noun in ("table", "sequence")]
+        check(True, "to clean", ", ".join(counts))
         for side in ("metadata", "database"):
             if names := found[f"only_in_{side}"]:
                 check(None, f"only in the {side}", ", ".join(names))

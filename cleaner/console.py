@@ -48,6 +48,11 @@ class Console:
             self.say("  ".join([f"{indent}{first:<{widths[0]}}", *cells, last]))
 
 
+def count(number: int, noun: str) -> str:
+    """The number with the noun, in the plural where it is due."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _colours(stream: TextIO) -> bool:
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and stream.isatty()

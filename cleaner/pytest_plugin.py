@@ -98,7 +98,8 @@ class _Run:
     @property
     def worker(self) -> str:
         """Xdist's name of this process, ``main`` without xdist."""
-        return os.environ.get("PYTEST_XDIST_WORKER", "main")
+        # Not from the environment: a run within a test of another run inherits that.
+        return str(getattr(self.config, "workerinput", {}).get("workerid", "main"))
 
     @property
     def configured(self) -> bool:

@@ -16,6 +16,17 @@ class Transient(Exception):  # noqa: N818 -- no error that a caller ever sees
     """A clean that failed for a reason that may pass. Never leaves the package."""
 
 
+class Stale(Exception):  # noqa: N818 -- likewise
+    """The program was written for another schema, and nothing was done.
+
+    ``error`` is what to raise if a second look finds the schema as it was.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+
 class LockWait(Transient):
     """The server's lock timeout: another session held a lock for the whole slice."""
 

@@ -109,7 +109,7 @@ class _Selection:
     def wanted(self, table: Relation) -> bool:
         spelt = table.schema, table.table
         settings = self.settings
-        if settings.schemas and not any(fnmatchcase(table.schema, s) for s in settings.schemas):
+        if not self.in_schemas(table.schema):
             return False
         if table.foreign_owned or _matches(settings.exclude, *spelt):
             return False
@@ -120,6 +120,10 @@ class _Selection:
                 if table.is_partition and parent in self.tables
             )
         return not (table.bookkeeping or _matches(BOOKKEEPING, *spelt))
+
+    def in_schemas(self, schema: str) -> bool:
+        patterns = self.settings.schemas
+        return not patterns or any(fnmatchcase(schema, pattern) for pattern in patterns)
 
     def offered_by_models(self) -> set[int]:
         assert self.models is not None
@@ -235,6 +239,8 @@ class _Selection:
 
     def sequences(self, unit_of: dict[int, int]) -> Iterator[Sequence]:
         schemas = {self.tables[leaf].schema for leaf in unit_of}
+        if self.models is None:
+            schemas = {s.schema for s in self.database.sequences if self.in_schemas(s.schema)}
         for sequence in self.database.sequences:
             spelt = sequence.schema, sequence.sequence
             if _matches(self.settings.exclude, *spelt):

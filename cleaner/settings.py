@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -181,10 +182,13 @@ def masked(url: object) -> str:
     """``url``, or what was meant to be one, without its passwords."""
     if isinstance(url, Engine):
         url = url.url
-    if isinstance(url, URL):
-        text = url.render_as_string(hide_password=True)
-    else:
-        text = re.sub(r"^([\w+.-]+:/*)?.*@", r"\1***@", str(url), flags=re.DOTALL)
+    with suppress(ArgumentError, ValueError):
+        url = make_url(url) if isinstance(url, str) else url
+    text = url.render_as_string(hide_password=True) if isinstance(url, URL) else str(url)
+    if not isinstance(url, URL) or "@" in (
+        url.host or ""
+    ):  # a password with an @ that is not quoted
+        text = re.sub(r"^([\w+.-]+:/*)?.*@", r"\1***@", text, flags=re.DOTALL)
     return re.sub(r"(password=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
@@ -201,11 +205,14 @@ def _url(key: str, value: object, origin: str) -> URL | Engine | None:
         # SQLAlchemy has dropped the scheme that many platforms still hand out.
         text = "postgresql://" + value[11:] if value.startswith("postgres://") else value
         try:
-            return make_url(text)
-        except ArgumentError:
+            url = make_url(text)
+            if "@" not in (url.host or ""):
+                return url
+        except (ArgumentError, ValueError):  # a port that is no number
             pass
     shown = masked(value) if isinstance(value, str) else value
-    raise _wrong(key, shown, origin, "a database URL", '"postgresql+psycopg://localhost/app_test"')
+    expected = "a database URL (an @ in a password is written %40)"
+    raise _wrong(key, shown, origin, expected, '"postgresql+psycopg://localhost/app_test"')
 
 
 def _anything(key: str, value: object, origin: str) -> object:

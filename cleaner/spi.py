@@ -13,7 +13,6 @@ Register it under the entry-point group ``cleaner.strategies``, or pass an insta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -259,14 +258,8 @@ class Strategy(ABC):
         """Why this strategy can't keep the promise on ``target``, with the remedy; else None."""
         return None
 
-    def begin(self, target: Target) -> Plan | None:
-        """What has to be done before the test, for strategies that need it."""
-        return None
-
     @abstractmethod
     def plan(self, target: Target) -> Plan:
         """What cleaning ``target`` takes. Pure: the same target gives the same plan."""
 
 
-StrategyFactory = Callable[..., Strategy]
-Options = Mapping[str, object]

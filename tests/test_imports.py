@@ -23,7 +23,7 @@ FLOORS = [
     {"dialects"},
     {"provision"},
     {"api"},
-    {"console"},
+    {"console", "shop"},
     {"demo", "doctor", "testcase", "testing"},
     {"cli", "pytest_plugin"},
     {"__main__"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -55,6 +56,8 @@ class Session(Protocol):
     """
 
     round_trips: int
+    mutex: threading.RLock
+    """Held by whoever asks something of the session; a forked child gets a new one."""
 
     def connect(self) -> URL:
         """Open the connection, if it is not; returns the URL with the driver in use."""
@@ -72,10 +75,10 @@ class Session(Protocol):
     def compile(self, plan: Plan, target: Target) -> Any:
         """The program that runs ``plan``; its ``str()`` is the SQL."""
 
-    def run(self, program: Any, wait: int) -> Done | None:
+    def run(self, program: Any, wait: int) -> Done:
         """Clean, waiting at most ``wait`` milliseconds for a lock; all or nothing.
 
-        None, and nothing done, where the schema is not the one the program was written for.
+        Raises :class:`cleaner.retry.Stale` where the schema is not the one the program is for.
         """
 
     def remains(self, target: Target) -> Remains:

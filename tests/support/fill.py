@@ -220,7 +220,7 @@ class _Filler:
                     for parent, values in wanted:
                         if depth == _DEEPEST:
                             raise CannotFillError("it has parents upon parents")
-                        self.insert(parent, values, depth + 1)
+                        self.insert(self.tables[parent], values, depth + 1)
                 return
             except psycopg.OperationalError:
                 raise
@@ -234,9 +234,7 @@ class _Filler:
         if self.conn.execute(insert.encode()).rowcount != 1:
             raise CannotFillError("a trigger or a rule took the row away")
 
-    def compose(
-        self, table: _Table, given: Row, attempt: int
-    ) -> tuple[Row, list[tuple[_Table, Row]]]:
+    def compose(self, table: _Table, given: Row, attempt: int) -> tuple[Row, list[tuple[int, Row]]]:
         """A row that should do, and the rows that its foreign keys still call for.
 
         Attempts take turns: the keys choose and the checks follow, or the other way round; a row
@@ -248,13 +246,14 @@ class _Filler:
         self.serial[table.root] += 1
         number = self.serial[table.root]
         draw = random.Random(f"{table.name} {number} {attempt}")
-        row, wanted = dict(given), list[tuple[_Table, Row]]()
+        row, wanted = dict(given), list[tuple[int, Row]]()
         if attempt % 2:
             self.satisfy_checks(table, row, number, draw if attempt > 1 else None)
         for key in table.keys:
             if attempt > 8 and draw.random() < 0.4:
                 self.unset(table, key, row)
-            wanted += self.refer(table, key, row, number, draw, own=attempt % 4 < 2)
+            more = self.refer(table, key, row, number, draw, own=attempt % 4 < 2)
+            wanted += [one for one in more if one not in wanted]
         if not attempt % 2:
             self.satisfy_checks(table, row, number, draw if attempt > 1 else None)
         for name, column in table.columns.items():
@@ -265,7 +264,7 @@ class _Filler:
     # --- foreign keys
     def refer(
         self, table: _Table, key: _Key, row: Row, number: int, draw: random.Random, own: bool
-    ) -> list[tuple[_Table, Row]]:
+    ) -> list[tuple[int, Row]]:
         """Refer to a row there is, or else to nothing, or to itself, or to one that is wanted."""
         parent = self.tables[key.parent]
         pairs = dict(zip(key.columns, key.parent_columns, strict=True))
@@ -296,7 +295,7 @@ class _Filler:
             and all(row.setdefault(name, value) == value for name, value in values.items())
         ):
             return []
-        return [(parent, values)]
+        return [(key.parent, values)]
 
     def unset(self, table: _Table, key: _Key, row: Row) -> bool:
         """Refer to nothing, if the key's columns that are still free may be NULL."""

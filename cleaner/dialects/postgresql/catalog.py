@@ -22,7 +22,8 @@ _KINDS = {
 _ACTIONS = {"a": "no action", "r": "restrict", "c": "cascade", "n": "set null", "d": "set default"}
 _DELETE, _TRUNCATE = 8, 32  # bits of pg_trigger.tgtype
 
-_PREPARER = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
+# Other parameter styles make the preparer double percent signs.
+_PREPARER = PGDialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 
 def quote(name: str) -> str:
@@ -57,14 +58,46 @@ FINGERPRINT = """pg_catalog.concat_ws(' ',
        FROM pg_catalog.pg_publication),
     (SELECT sum(hash_record_extended((oid, prrelid), 0)) FROM pg_catalog.pg_publication_rel))"""
 
-_PUBLISHED = """EXISTS (
-             SELECT FROM pg_catalog.pg_publication_tables t
-               JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname AND p.pubdelete
-              WHERE pg_catalog.to_regclass(
-                        pg_catalog.format('%I.%I', t.schemaname, t.tablename))::oid IN (
-                        SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid)))
-            AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (
-                SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))"""
+# Tables of which the server refuses to delete rows: their deletes are published, themselves or
+# through a partitioned table above them, and the columns that identify a row are none, not all
+# published, or not all that a row filter asks for. Columns of publications came with PostgreSQL 15.
+_UNIDENTIFIED = """family AS (
+    SELECT oid AS leaf, oid AS rel FROM visible WHERE relkind = 'r'
+    UNION SELECT v.oid, a.relid FROM visible v, pg_catalog.pg_partition_ancestors(v.oid) a
+           WHERE v.relkind = 'r' AND v.relispartition
+), identity AS (
+    SELECT v.oid AS leaf, CASE v.relreplident WHEN 'f' THEN ARRAY(
+               SELECT a.attname FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid = v.oid AND a.attnum > 0 AND NOT a.attisdropped)
+           ELSE (SELECT pg_catalog.array_agg(a.attname)
+                   FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
+                     ON a.attrelid = v.oid
+                    AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                  WHERE i.indrelid = v.oid AND CASE v.relreplident WHEN 'i' THEN i.indisreplident
+                        WHEN 'd' THEN i.indisprimary AND i.indimmediate END)
+           END AS names
+      FROM visible v WHERE v.relkind = 'r'
+), unidentified AS MATERIALIZED (
+    SELECT f.leaf FROM family f JOIN identity i ON i.leaf = f.leaf
+     WHERE i.names IS NULL AND f.rel IN (
+               SELECT pg_catalog.to_regclass(
+                          pg_catalog.format('%I.%I', t.schemaname, t.tablename))::oid
+                 FROM pg_catalog.pg_publication_tables t
+                 JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname AND p.pubdelete)
+    UNION
+    SELECT f.leaf FROM family f JOIN identity i ON i.leaf = f.leaf
+      JOIN pg_catalog.pg_publication_rel r ON r.prrelid = f.rel
+      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubdelete
+      CROSS JOIN LATERAL (
+          SELECT pg_catalog.to_jsonb(r) -> 'prqual' <> 'null' AS filtered,
+                 pg_catalog.to_jsonb(r) -> 'prattrs' <> 'null' AS chosen,
+                 ARRAY(SELECT a.attname FROM pg_catalog.pg_depend d
+                         JOIN pg_catalog.pg_attribute a
+                           ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                        WHERE d.classid = 'pg_catalog.pg_publication_rel'::regclass
+                          AND d.objid = r.oid AND d.refobjsubid > 0) AS names) c
+     WHERE c.filtered AND NOT c.names <@ i.names OR c.chosen AND NOT i.names <@ c.names
+)"""
 
 _DISCOVERY = f"""
 WITH visible AS (
@@ -75,7 +108,7 @@ WITH visible AS (
                AND d.deptype = 'e') AS extension
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relpersistence <> 't'
-)
+), {_UNIDENTIFIED}
 SELECT pg_catalog.json_build_object(
     'name', pg_catalog.current_database(),
     'user', current_user,
@@ -99,8 +132,8 @@ SELECT pg_catalog.json_build_object(
         'may_delete', pg_catalog.has_table_privilege(c.oid, 'SELECT')
                       AND pg_catalog.has_table_privilege(c.oid, 'DELETE'),
         'may_truncate', pg_catalog.has_table_privilege(c.oid, 'TRUNCATE'),
-        'published', c.relkind IN ('r', 'p') AND EXISTS (SELECT FROM pg_catalog.pg_publication)
-            AND {_PUBLISHED},
+        'unidentified', EXISTS (SELECT FROM pg_catalog.pg_publication)
+            AND c.oid IN (SELECT leaf FROM unidentified),
         'parents', (SELECT pg_catalog.json_agg(i.inhparent::int8 ORDER BY i.inhseqno)
                       FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid),
         'triggers', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
@@ -207,14 +240,17 @@ def parse(document: str) -> Catalog:
             search_path=path,
             fingerprint=found["fingerprint"],
             no_replica=_no_replica(found),
-            relations=tuple(_relation(row, found["user"], default) for row in rows.values()),
+            relations=tuple(
+                _relation(row, [rows[leaf] for leaf in leaves[key]], found["user"], default)
+                for key, row in rows.items()
+            ),
             foreign_keys=tuple(
                 ForeignKey(name, child, parent, tuple(columns), _ACTIONS[action], deferrable)  # type: ignore[arg-type]
                 for name, child, parent, action, deferrable, columns in found["foreign_keys"] or ()
                 if child in rows and parent in rows
             ),
             sequences=tuple(
-                _sequence(row, found["user"], default) for row in found["sequences"] or ()
+                _sequence(row, rows, found["user"], default) for row in found["sequences"] or ()
             ),
         ),
         facts=facts,
@@ -247,7 +283,9 @@ def _no_replica(found: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _relation(row: dict[str, Any], user: str, default: str) -> Relation:
+def _relation(
+    row: dict[str, Any], leaves: list[dict[str, Any]], user: str, default: str
+) -> Relation:
     sql = qualified(row["schema"], row["table"])
     undeletable = untruncatable = ""
     if row["kind"] in "rp":
@@ -256,9 +294,10 @@ def _relation(row: dict[str, Any], user: str, default: str) -> Relation:
                 f"role {user} may not delete from it: "
                 f"GRANT SELECT, DELETE ON {sql} TO {quote(user)}"
             )
-        elif row["published"]:
+        elif any(leaf["unidentified"] for leaf in leaves):
             undeletable = (
-                "it is in a publication without a replica identity, so the server refuses DELETE"
+                "it is in a publication without a replica identity that fits, so the server "
+                "refuses DELETE"
             )
         elif row["hidden"] and not row["owned"]:
             undeletable = f"row-level security hides rows of it from role {user}"
@@ -287,15 +326,17 @@ def _relation(row: dict[str, Any], user: str, default: str) -> Relation:
     )
 
 
-def _sequence(row: dict[str, Any], user: str, default: str) -> Sequence:
+def _sequence(
+    row: dict[str, Any], rows: dict[int, dict[str, Any]], user: str, default: str
+) -> Sequence:
     sql = qualified(row["schema"], row["sequence"])
     return Sequence(
         key=row["key"],
         schema=row["schema"],
         sequence=row["sequence"],
         name=_name(row["schema"], row["sequence"], default),
-        owner=row["owner"],
-        users=tuple(row["users"] or ()),
+        owner=row["owner"] if row["owner"] in rows else None,
+        users=tuple(key for key in row["users"] or () if key in rows),  # not a temporary table
         refusal=""
         if row["may_reset"]
         else f"role {user} may not reset it: GRANT SELECT, UPDATE ON SEQUENCE {sql} TO {quote(user)}",

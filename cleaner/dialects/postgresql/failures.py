@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from sqlalchemy import URL
 
-from cleaner.dialects.postgresql.catalog import Catalog, Facts
+from cleaner.dialects.postgresql.catalog import Catalog, Facts, quote
 from cleaner.dialects.postgresql.program import (
     NEEDS_TRUNCATE,
     REACHES_OUTSIDE,
@@ -44,6 +44,7 @@ _SCHEMA_CHANGES = {
     "42809",  # wrong_object_type
     "55000",  # object_not_in_prerequisite_state: published meanwhile, without replica identity
     "XX000",  # internal_error: cache lookup failed, could not open relation with OID
+    "42P10",  # invalid_column_reference: published meanwhile, by other columns than identify it
     "42501",  # insufficient_privilege: row-level security came to a table
 }
 
@@ -60,14 +61,17 @@ def sqlstate(error: Exception) -> str:
     return ""
 
 
-def is_schema_change(error: Exception) -> bool:
-    """Whether looking at the schema again may help."""
+def may_be_stale(error: Exception) -> bool:
+    """Whether a change of the schema may be the reason."""
     return sqlstate(error) in _SCHEMA_CHANGES
 
 
 def is_missing_function(error: Exception, program: Program) -> bool:
     """Whether the session has lost our functions (DISCARD ALL, a pooler)."""
-    return sqlstate(error) in ("42883", "3F000") and "cleaner_" in str(error)
+    message = str(error).partition("\n")[0]
+    return sqlstate(error) in ("42883", "3F000") and (
+        program.name in message or "pg_temp" in message
+    )
 
 
 def translate(error: Exception, program: Program, catalog: Catalog) -> Exception:
@@ -79,9 +83,12 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
     if code in _CONFLICTS:
         return Conflict(message.splitlines()[0])
     if code == SURVIVED:
-        tables = [program.tables[i - 1] for i in positions]
+        held = [
+            (program.tables[i - 1], rows)
+            for i, rows in zip(positions[::2], positions[1::2], strict=True)
+        ]
         return NotCleanError.of(
-            tuple(Survivor(t.name, None, why(catalog.facts[t.key], t)) for t in tables)
+            tuple(Survivor(t.name, rows, why(catalog.facts[t.key], t)) for t, rows in held)
         )
     if code == REACHES_OUTSIDE:
         key = program.outside[positions[0]]
@@ -108,6 +115,17 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
         else "a trigger that raises, or a privilege that the role lacks",
         'strategy = "truncate" if it is a DELETE trigger, else run `cleaner doctor`',
     )
+
+
+def check_privileges(catalog: Catalog) -> None:
+    """Raise StrategyRefusedError if the role may not create what a clean runs as."""
+    database = catalog.database
+    if not catalog.temporary:
+        raise StrategyRefusedError(
+            f"Role {database.user} may not create temporary functions in {database.name}.",
+            "the TEMPORARY privilege, which every role has by default, was revoked",
+            f"GRANT TEMPORARY ON DATABASE {quote(database.name)} TO {quote(database.user)}",
+        )
 
 
 def why(facts: Facts, table: Relation) -> str:

@@ -36,6 +36,7 @@ _OPEN_FILES = 0.5
 # TRUNCATE costs about as much for each table it reaches as deleting from 18 pages does; each
 # foreign key to the table makes a deleted row five times as dear. See benchmarks/.
 _PAGES_PER_TRUNCATE, _PRICE_OF_A_KEY, _SMALL = 18, 4, 16 * 8192
+_FIRST_TURN, _LONGEST_TURN = 10, 500  # milliseconds to wait for a lock while others are held
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class _Writer:
             else:
                 self.sequences += step.sequences
         self.position = {table.key: i for i, table in enumerate(self.tables, 1)}
+        self.unit_of = {leaf: table for table in self.tables for leaf in self.facts(table).leaves}
         self.chunks = 0
         oids = [leaf for table in self.tables for leaf in self.facts(table).leaves]
         self.locks = tuple(dict.fromkeys(oids))
@@ -169,7 +171,7 @@ class _Writer:
 
     def body(self) -> Iterator[str]:
         yield """DECLARE
-    ignored text; latest oid; here pg_snapshot; writers text; print text;
+    ignored text; latest oid; here pg_snapshot; print text; since timestamptz; turn int;
     held boolean[] := '{}'; found boolean[]; part boolean[]; stamp float8; seen float8[] := '{}';
     truncated int[] := '{}'; survivors int[] := '{}'; done boolean;
     restarted int[] := '{}'; refreshed int[] := '{}';
@@ -198,8 +200,9 @@ BEGIN"""
                 yield from self.truncate(step)
         yield "END IF;"
         if self.watched:
-            yield "END LOOP;"
-            yield "survivors := ARRAY(SELECT u.i FROM unnest(held) WITH ORDINALITY u(v, i) WHERE u.v);"
+            yield "END LOOP;\nsurvivors := '{}';"
+            for i, table in enumerate(self.tables, 1):
+                yield f"IF held[{i}] THEN {self.look_again(table)} END IF;"
             yield "held := found;"
         yield f"""IF survivors <> '{{}}' THEN
     RAISE EXCEPTION USING ERRCODE = '{SURVIVED}', MESSAGE = 'cleaner: rows survived ' || survivors::text;
@@ -211,28 +214,46 @@ END IF;"""
 END"""
 
     def wait_for_writers(self) -> Iterator[str]:
+        if not any(isinstance(step, Empty) and step.groups for step in self.plan.steps):
+            return  # TRUNCATE's lock waits for everybody anyway
         # With no transaction id in use there is no uncommitted row, and no need to ask who holds
         # locks. A snapshot does not list ids from its xmax on; age() tells whether there are any.
         yield f"""-- 2. rows that are not committed yet would appear after the clean
 here := pg_catalog.pg_current_snapshot();
 IF pg_catalog.pg_snapshot_xmin(here) <> pg_catalog.pg_snapshot_xmax(here)
    OR pg_catalog.age(pg_catalog.pg_snapshot_xmax(here)::xid) <> 0 THEN
-    SELECT string_agg(DISTINCT 'ONLY ' || l.relation::regclass::text, ', ') INTO writers
-      FROM pg_catalog.pg_locks l
+    IF EXISTS (SELECT FROM pg_catalog.pg_locks l
      WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
        AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-       AND l.relation = ANY ({_oids(self.locks)});
-    IF writers IS NOT NULL THEN
-        EXECUTE 'LOCK TABLE ' || writers || ' IN SHARE ROW EXCLUSIVE MODE';
+       AND l.relation = ANY ({_oids(self.locks)})) THEN
+{self.lock(self.tables, "SHARE ROW EXCLUSIVE")}
     END IF;
 END IF;"""
+
+    def lock(self, tables: Iterable[Relation], mode: str) -> str:
+        """Lock all of them, without ever making a deadlock of it."""
+        # Parents first, as most writers come by them: who waits for us then holds nothing that we
+        # want. Where one does, nobody gets on until we let go of all, which a failed turn does;
+        # it is shorter than deadlock_timeout, so that no writer has to die for it.
+        names = ", ".join(self.facts(table).sql for table in reversed([*tables]))
+        return f"""since := pg_catalog.clock_timestamp(); turn := {_FIRST_TURN};
+LOOP BEGIN
+    ignored := pg_catalog.set_config('lock_timeout', least(turn, wait)::text, true);
+    LOCK TABLE {names} IN {mode} MODE;
+    EXIT;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    IF pg_catalog.clock_timestamp() - since > pg_catalog.make_interval(secs => wait / 1000.0) THEN
+        RAISE;
+    END IF;
+    turn := least(2 * turn, {_LONGEST_TURN});
+END; END LOOP;
+ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
 
     def scan(self) -> Iterator[str]:
         yield "-- 3. which tables hold rows"
         for step in self.plan.steps:
             if isinstance(step, Truncate) and step.tables:
-                names = ", ".join(self.facts(table).sql for table in step.tables)
-                yield f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;"
+                yield self.lock(step.tables, "ACCESS EXCLUSIVE")
                 yield f"held := held || pg_catalog.array_fill(true, ARRAY[{len(step.tables)}]);"
             elif isinstance(step, Empty):
                 tables = [table for group in step.groups for table in group]
@@ -315,10 +336,10 @@ END IF;"""
         yield from (f"{on};" for _, on in reversed(switches))
 
     def look_again(self, table: Relation) -> str:
-        i = self.position[table.key]
+        name = self.facts(table).sql
         return (
-            f"IF EXISTS (SELECT FROM {self.facts(table).sql}) THEN survivors := survivors || {i};"
-            " END IF;"
+            f"IF EXISTS (SELECT FROM {name}) THEN survivors := survivors"
+            f" || ARRAY[{self.position[table.key]}, (SELECT count(*)::int FROM {name})]; END IF;"
         )
 
     def guard_outside(self, table: Relation) -> Iterator[str]:
@@ -330,6 +351,21 @@ END IF;"""
     SELECT FROM {qualified(child.schema, child.table)} c WHERE {columns}) THEN
     RAISE EXCEPTION USING ERRCODE = '{REACHES_OUTSIDE}', MESSAGE = 'cleaner: outside {{{i}}}';
 END IF;"""
+
+    def guard_children(self, table: Relation) -> Iterator[str]:
+        """Fail, to try again, where a writer has filled a child since the look at it."""
+        leaves = self.facts(table).leaves
+        children = dict.fromkeys(
+            self.unit_of[key.child]
+            for key in self.target.database.foreign_keys
+            if key.parent in leaves and key.child in self.unit_of
+        )
+        for child in children:
+            if child.key == table.key:
+                continue
+            yield f"""IF NOT held[{self.position[child.key]}] THEN IF {self.look(self.facts(child))} THEN
+    RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = 'cleaner: {child.key} was written to';
+END IF; END IF;"""
 
     def consider_truncate(self, table: Relation) -> Iterator[str]:
         facts, i = self.facts(table), self.position[table.key]
@@ -351,10 +387,13 @@ END IF;"""
             facts = self.facts(table)
             yield f"IF held[{self.position[table.key]}] THEN"
             yield f"LOCK TABLE {facts.sql} IN SHARE ROW EXCLUSIVE MODE;"
-            yield from self.guard_outside(table)
             yield from (f"{off};" for off, _ in facts.replica_switches)
             yield f"DELETE FROM {facts.sql};"
             yield self.look_again(table)
+            # No foreign key is checked, so we do. The DELETE has waited for whoever refers to its
+            # rows, and from now on nobody can.
+            yield from self.guard_outside(table)
+            yield from self.guard_children(table)
             yield from (f"{on};" for _, on in reversed(facts.replica_switches))
             yield "END IF;"
         yield "ignored := pg_catalog.set_config('session_replication_role', 'origin', true);"
@@ -448,8 +487,8 @@ END IF; END IF; END IF;"""
                 continue
             # setval does not reach the values that other sessions have cached; RESTART does.
             sql = qualified(sequence.schema, sequence.sequence)
-            start = self.catalog.sequence_starts[sequence.key]
-            yield f"""IF (SELECT s.is_called OR s.last_value <> {start} FROM {sql} s) THEN
+            yield f"""IF (SELECT s.is_called OR s.last_value <> p.seqstart FROM {sql} s, pg_catalog.pg_sequence p
+    WHERE p.seqrelid = {sequence.key}) THEN
     ALTER SEQUENCE {sql} RESTART; restarted := restarted || {i};
 END IF;"""
         if plain:
@@ -457,22 +496,23 @@ END IF;"""
 
     def moved(self, sequences: list[Sequence], reset: bool = False) -> str:
         """An expression: the positions of those that are not at their START."""
+        # Where it starts is asked anew each time: no plan is discarded when that is altered.
         position = {sequence.key: i for i, sequence in enumerate(self.sequences, 1)}
-        starts = self.catalog.sequence_starts
         if self.catalog.version >= 180000:
             positions = ",".join(str(position[s.key]) for s in sequences)
-            values = ",".join(str(starts[s.key]) for s in sequences)
-            moved = f"""SELECT * FROM unnest({_oids(s.key for s in sequences)}, '{{{values}}}'::int8[],
-        '{{{positions}}}'::int[]) u(o, s, i)
-        WHERE pg_catalog.pg_get_sequence_data(u.o)::text <> '(' || u.s || ',f)' OFFSET 0"""
+            moved = f"""SELECT u.o, p.seqstart AS s, u.i
+        FROM unnest({_oids(s.key for s in sequences)}, '{{{positions}}}'::int[]) u(o, i)
+        JOIN pg_catalog.pg_sequence p ON p.seqrelid = u.o
+        WHERE pg_catalog.pg_get_sequence_data(u.o)::text <> '(' || p.seqstart || ',f)' OFFSET 0"""
         else:
-            moved = " UNION ALL\n    ".join(
-                f"SELECT {s.key}::oid AS o, {starts[s.key]}::int8 AS s, {position[s.key]} AS i "
-                f"FROM {qualified(s.schema, s.sequence)} q "
-                f"WHERE q.is_called OR q.last_value <> {starts[s.key]}"
+            values = " UNION ALL\n    ".join(
+                f"SELECT {s.key}::oid AS o, {position[s.key]} AS i, q.last_value AS v, "
+                f"q.is_called AS c FROM {qualified(s.schema, s.sequence)} q"
                 for s in sequences
             )
-            moved = f"SELECT * FROM ({moved}) every OFFSET 0"
+            moved = f"""SELECT u.o, p.seqstart AS s, u.i FROM ({values}) u
+        JOIN pg_catalog.pg_sequence p ON p.seqrelid = u.o
+        WHERE u.c OR u.v <> p.seqstart OFFSET 0"""
         condition = " WHERE pg_catalog.setval(m.o, m.s, false) IS NOT NULL" if reset else ""
         return f"ARRAY(SELECT m.i FROM (\n    {moved}) m{condition})"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from cleaner.dialects.base import Done, Guard, Health, Remains
@@ -22,7 +24,8 @@ from cleaner.dialects.postgresql.program import (
     literal,
     read,
 )
-from cleaner.errors import Blocker, ProvisionError, SettingsError, Survivor
+from cleaner.errors import Blocker, ProvisionError, SettingsError, StrategyRefusedError, Survivor
+from cleaner.retry import Stale
 from cleaner.spi import Database, Plan, Relation, Target
 
 # Of this session only. Whatever the role's defaults are: each statement sees what was committed
@@ -52,51 +55,55 @@ _DRIVERS = {"psycopg": "connect_timeout", "psycopg2": "connect_timeout", "pg8000
 _CONNECT_TIMEOUT = 10  # seconds; libpq's default is to wait for ever
 
 
+_sessions: weakref.WeakSet[PostgresSession] = weakref.WeakSet()
+
+
 class PostgresSession:
     """See :class:`cleaner.dialects.base.Session`."""
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
+        self.mutex = threading.RLock()
         self._engine = _own_engine(source)
         self._guard = guard
         self._lock_timeout = lock_timeout
         self._connection: Connection | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._process = os.getpid()
         self._reconnecting = False  # a server that was there may be restarting: wait for it
         self._catalog: Catalog | None = None
         # Per program on this connection: the state that its next call is given.
         self._states: dict[str, tuple[str, str]] = {}
+        _sessions.add(self)
 
     # -- the connection -------------------------------------------------------------------
 
     def _connect(self) -> Connection:
-        if self._connection is not None and self._process == os.getpid():
+        if self._connection is not None:
             return self._connection
-        # After a fork the parent's connection must be left alone, not closed.
-        self._forget()
-        self._process = os.getpid()
         deadline = time.monotonic() + (self._lock_timeout if self._reconnecting else 0)
         while True:
             try:
-                connection = self._engine.connect()
-                connection.detach()  # ours until closed: no place in a pool is taken
+                self._connection = self._open()
                 break
-            except OperationalError as error:
+            except (OperationalError, InterfaceError, self.driver_error) as error:
                 if time.monotonic() >= deadline:
                     raise failures.unreachable(self._engine.url, error) from error
                 time.sleep(0.05)
             except SQLAlchemyError as error:
                 raise failures.unreachable(self._engine.url, error) from error
+        self._reconnecting = False
+        self._finalizer = weakref.finalize(self, _release, self._connection)
+        return self._connection
+
+    def _open(self) -> Connection:
+        connection = self._engine.connect()
         try:
+            connection.detach()  # ours until closed: no place in a pool is taken
             self.round_trips += 1
             self._guard(connection.exec_driver_sql(_SETUP).scalar_one())
         except BaseException:
-            connection.close()
+            _release(connection)
             raise
-        self._reconnecting = False
-        self._connection = connection
-        self._finalizer = weakref.finalize(self, connection.close)
         return connection
 
     def _forget(self) -> None:
@@ -106,33 +113,50 @@ class PostgresSession:
         self._states.clear()
 
     def close(self) -> None:
-        connection, ours = self._connection, self._process == os.getpid()
+        connection = self._connection
         self._forget()
-        if connection is not None and ours:
-            connection.close()
-        self._engine.dispose(close=ours)
+        if connection is not None:
+            _release(connection)
+        self._engine.dispose()
 
-    def _execute(self, sql: str) -> list[tuple[Any, ...]]:
+    def disown(self) -> None:
+        """In a forked child: leave the connection to the parent, and begin anew."""
+        connection = self._connection
+        self.mutex = threading.RLock()  # a thread that is not here may have held it
+        self._forget()
+        if connection is None:
+            return
+        # Whatever the child says on the socket, if only that it closes it, the server would take
+        # for the parent's word. So the child's end of it leads nowhere from now on.
+        driver: Any = connection.connection.dbapi_connection
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, getattr(driver, "_usock", driver).fileno())  # _usock is pg8000's
+        os.close(nowhere)
+        _release(connection)
+
+    def _execute(self, sql: str, in_transaction: bool = False) -> list[tuple[Any, ...]]:
         """Run one statement in a transaction of its own, on a new connection if the held one
-        turns out to have died: none of ours leaves anything half done.
+        turns out to have died: none of ours leaves anything half done. With ``in_transaction``
+        it belongs to one that was begun before, and is not run outside of that.
 
         SQLAlchemy makes the connection; its statement execution would double the client's share
         of a clean, so the driver's cursor is used. Raises the driver's own errors.
         """
         while True:
             held = self._connection is not None
-            cursor = self._connect().connection.cursor()
+            connection = self._connect().connection
             self.round_trips += 1
             try:
+                cursor = connection.cursor()
                 cursor.execute(sql)
                 rows = list(cursor.fetchall()) if cursor.description else []
                 cursor.close()
                 return rows
             except self.driver_error as error:
-                if not self._engine.dialect.is_disconnect(error, None, cursor):  # type: ignore[arg-type]
+                if not self._engine.dialect.is_disconnect(error, connection, None):  # type: ignore[arg-type]
                     raise
                 self._drop()
-                if not held:
+                if not held or in_transaction:
                     raise failures.unreachable(self._engine.url, error) from error
             except BaseException:
                 # Ctrl-C, a timeout: the statement may still be running over there.
@@ -140,9 +164,9 @@ class PostgresSession:
                 raise
 
     @property
-    def driver_error(self) -> type[Exception]:
+    def driver_error(self) -> Any:
         """The root of the driver's errors."""
-        error: type[Exception] = self._engine.dialect.loaded_dbapi.Error
+        error: Any = self._engine.dialect.loaded_dbapi.Error
         return error
 
     def _drop(self) -> None:
@@ -151,8 +175,7 @@ class PostgresSession:
         self._forget()
         self._reconnecting = True
         if connection is not None:
-            connection.invalidate()
-            connection.close()
+            _release(connection)
 
     def connect(self) -> URL:
         self._connect()
@@ -166,10 +189,9 @@ class PostgresSession:
         return f"{driver.__name__} {str(driver.__version__).split()[0]}"
 
     def health(self) -> Health:
-        superuser, owner, temporary, name, role = self._execute(
+        superuser, owner = self._execute(
             """SELECT pg_catalog.current_setting('is_superuser')::bool,
-       pg_catalog.pg_has_role(d.datdba, 'USAGE'),
-       pg_catalog.has_database_privilege(d.oid, 'TEMPORARY'), d.datname, current_user
+       pg_catalog.pg_has_role(d.datdba, 'USAGE')
   FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()"""
         )[0]
         rows = self._execute(
@@ -177,27 +199,25 @@ class PostgresSession:
        EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8 AS age, a.query
   FROM pg_catalog.pg_stat_activity a
  WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
-   AND a.backend_type = 'client backend'
-   AND (a.state IS NULL OR a.state LIKE 'idle in transaction%')
+   AND a.usename IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+   AND coalesce(a.state, 'idle in transaction') IN (
+       'idle in transaction', 'idle in transaction (aborted)')
 UNION ALL
 SELECT NULL, p.owner, NULL, 'prepared',
        EXTRACT(EPOCH FROM clock_timestamp() - p.prepared)::float8, p.gid
   FROM pg_catalog.pg_prepared_xacts p WHERE p.database = pg_catalog.current_database()
  ORDER BY age DESC"""
         )
-        unseen = sum(row[3] is None for row in rows)
+        user, unseen = self.catalog.database.user, sum(row[3] is None for row in rows)
         return Health(
             superuser=superuser,
             owner=owner,
-            no_fast_path=""
-            if temporary
-            else f"role {role} may not create temporary functions: "
-            f"GRANT TEMPORARY ON DATABASE {quote(name)} TO {quote(role)}",
+            no_fast_path=self._no_functions(),
             idle=tuple(Blocker(*row) for row in rows if row[3] is not None),
-            unseen=unseen
-            and f"role {role} can't see what {unseen} sessions of other roles do: "
-            f"GRANT pg_read_all_stats TO {quote(role)}"
-            or "",
+            unseen=f"role {user} can't see what {unseen} sessions of other roles do: "
+            f"GRANT pg_read_all_stats TO {quote(user)}"
+            if unseen
+            else "",
         )
 
     def look(self) -> Database:
@@ -205,6 +225,16 @@ SELECT NULL, p.owner, NULL, 'prepared',
         version = self._engine.dialect.server_version_info or (14,)
         self._catalog = parse(self._execute(discovery(version))[0][0])
         return self._catalog.database
+
+    def _no_functions(self) -> str:
+        """Why this role can't make the functions that clean, with the remedy; empty if it can."""
+        database = self.catalog.database
+        if self.catalog.temporary:
+            return ""
+        return (
+            f"role {database.user} may not create temporary functions: "
+            f"GRANT TEMPORARY ON DATABASE {quote(database.name)} TO {quote(database.user)}"
+        )
 
     @property
     def catalog(self) -> Catalog:
@@ -255,9 +285,9 @@ SELECT NULL, p.owner, NULL, 'prepared',
         wait = int(self._lock_timeout * 1000)
         try:
             self._execute("BEGIN")
-            self._execute(f"SET LOCAL lock_timeout = {wait}")
-            self._execute(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY")
-            count: int = self._execute(f"SELECT count(*) FROM {facts.sql}")[0][0]
+            self._execute(f"SET LOCAL lock_timeout = {wait}", True)
+            self._execute(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY", True)
+            count: int = self._execute(f"SELECT count(*) FROM {facts.sql}", True)[0][0]
             return count
         finally:
             self._execute("ROLLBACK")
@@ -265,19 +295,27 @@ SELECT NULL, p.owner, NULL, 'prepared',
     # -- cleaning -------------------------------------------------------------------------
 
     def compile(self, plan: Plan, target: Target) -> Program:
+        if reason := self._no_functions():
+            raise StrategyRefusedError(
+                f"{target.database.name} can't be cleaned: {reason}.",
+                "the privilege, which everybody has by default, was revoked",
+                reason.partition(": ")[2],
+            )
+        failures.check_privileges(self.catalog)
         return compile_plan(plan, target, self.catalog)
 
-    def run(self, program: Program, wait: int) -> Done | None:
+    def run(self, program: Program, wait: int) -> Done:
         try:
             outcome = self._call(program, wait)
         except self.driver_error as error:
-            if failures.is_schema_change(error):
+            translated = failures.translate(error, program, self.catalog)
+            if failures.may_be_stale(error):
                 self._states.pop(program.name, None)
-                return None
-            raise failures.translate(error, program, self.catalog) from error
+                raise Stale(translated) from error
+            raise translated from error
         if outcome is None:
             self._states.pop(program.name, None)
-            return None
+            raise Stale
         self._states[program.name] = (outcome.newest, outcome.stamps)
         return Done(
             tables=tuple(program.tables[i - 1].name for i in outcome.held),
@@ -344,6 +382,24 @@ SELECT NULL, p.owner, NULL, 'prepared',
             if rows and rows[0][0]:
                 ended.append(blocker)
         return tuple(ended)
+
+
+def _release(connection: Connection) -> None:
+    """Close it, whatever state it is in: the server may be gone, or still at work for it."""
+    with suppress(Exception):  # SQLAlchemy would roll back first, and a detached one it forgets
+        connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
+    with suppress(SQLAlchemyError):
+        connection.invalidate()
+        connection.close()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _own_engine(source: URL | Engine) -> Engine:
