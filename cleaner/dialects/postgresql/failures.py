@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from sqlalchemy import URL
 
-from cleaner.dialects.postgresql.catalog import Catalog, Facts, quote
+from cleaner.dialects.postgresql.catalog import Catalog, Facts
 from cleaner.dialects.postgresql.program import (
     NEEDS_TRUNCATE,
     REACHES_OUTSIDE,
@@ -115,17 +115,6 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
         else "a trigger that raises, or a privilege that the role lacks",
         'strategy = "truncate" if it is a DELETE trigger, else run `cleaner doctor`',
     )
-
-
-def check_privileges(catalog: Catalog) -> None:
-    """Raise StrategyRefusedError if the role may not create what a clean runs as."""
-    database = catalog.database
-    if not catalog.temporary:
-        raise StrategyRefusedError(
-            f"Role {database.user} may not create temporary functions in {database.name}.",
-            "the TEMPORARY privilege, which every role has by default, was revoked",
-            f"GRANT TEMPORARY ON DATABASE {quote(database.name)} TO {quote(database.user)}",
-        )
 
 
 def why(facts: Facts, table: Relation) -> str:

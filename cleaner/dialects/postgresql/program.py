@@ -165,7 +165,11 @@ class _Writer:
             sequences=tuple(self.sequences),
             views=self.target.stale_views,
             outside=self.target.outside,
-            locks=self.locks,
+            locks=(
+                *self.locks,
+                *(view.key for view in self.target.stale_views),
+                *(s.key for s in self.sequences if s.key in self.catalog.cached_sequences),
+            ),
             exclusive=any(isinstance(step, Truncate) for step in self.plan.steps),
         )
 
@@ -246,6 +250,7 @@ EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
         RAISE;
     END IF;
     turn := least(2 * turn, {_LONGEST_TURN});
+    PERFORM pg_catalog.pg_sleep(pg_catalog.random() * turn / 4000);
 END; END LOOP;
 ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
 
@@ -307,7 +312,10 @@ END IF;"""
         positions = [self.position[table.key] for table in group]
         names = ", ".join(self.facts(table).sql for table in group)
         yield "IF " + " OR ".join(f"held[{i}]" for i in positions) + " THEN"
-        yield f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
+        # Who writes a row that refers to ours holds ROW SHARE here until it commits. Had we looked
+        # before, its ON DELETE action would reach the table outside that we looked at.
+        referred = any(table.key in self.outside for table in group)
+        yield f"LOCK TABLE {names} IN {'' if referred else 'SHARE ROW '}EXCLUSIVE MODE;"
         for table in group:
             yield from self.guard_outside(table)
         if truncate:

@@ -153,7 +153,7 @@ class PostgresSession:
                 cursor.close()
                 return rows
             except self.driver_error as error:
-                if not self._engine.dialect.is_disconnect(error, connection, None):  # type: ignore[arg-type]
+                if not self._engine.dialect.is_disconnect(error, connection, None):
                     raise
                 self._drop()
                 if not held or in_transaction:
@@ -301,7 +301,6 @@ SELECT NULL, p.owner, NULL, 'prepared',
                 "the privilege, which everybody has by default, was revoked",
                 reason.partition(": ")[2],
             )
-        failures.check_privileges(self.catalog)
         return compile_plan(plan, target, self.catalog)
 
     def run(self, program: Program, wait: int) -> Done:
