@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
 
 
@@ -19,6 +19,11 @@ class Figure:
     low: float
     high: float
     rounds: int
+
+    def against(self, other: Figure) -> Figure:
+        """The same, relative to ``other``, which was measured at another time in this run."""
+        factor = self.milliseconds / other.milliseconds
+        return replace(self, ratio=factor, low=self.low * factor, high=self.high * factor)
 
     def __str__(self) -> str:
         return (

@@ -21,7 +21,7 @@ from cleaner.errors import (
     SettingsError,
     StrategyRefusedError,
 )
-from cleaner.metadata import Models, TableName
+from cleaner.metadata import Models
 from cleaner.selection import select
 from cleaner.settings import Settings
 from cleaner.spi import Plan, Report, Target
@@ -31,7 +31,7 @@ from cleaner.spi import Plan, Report, Target
 class _Prepared:
     """A plan, the models it was made for, and the program that runs it."""
 
-    models: frozenset[TableName] | None
+    known: tuple[frozenset[str], ...]
     target: Target
     plan: Plan
     program: Any
@@ -79,7 +79,7 @@ class Cleaner:
         self._models = Models(self.settings.metadata)
         self._strategy = registry.create(self.settings.strategy, self.settings.strategy_options)
         self._slices = retry.slices(self.settings)
-        self._retrying = retry.policy(self.settings)
+        self._retrying = retry.Policy(self.settings)
         self._prepared: _Prepared | None = None
 
     def _check_database(self, name: str) -> None:
@@ -176,13 +176,13 @@ class Cleaner:
         return self._prepare().target
 
     def _prepare(self) -> _Prepared:
-        models = self._models.tables()
-        if self._prepared is None or self._prepared.models != models:
-            self._prepared = self._planned(models)
+        known = self._models.known()
+        if self._prepared is None or self._prepared.known != known:
+            self._prepared = self._planned(known)
         return self._prepared
 
-    def _planned(self, models: frozenset[TableName] | None) -> _Prepared:
-        target = select(self._session.look(), models, self.settings)
+    def _planned(self, known: tuple[frozenset[str], ...]) -> _Prepared:
+        target = select(self._session.look(), self._models.tables(), self.settings)
         refusal = self._strategy.refusal(target)
         if refusal:
             raise StrategyRefusedError(
@@ -193,7 +193,7 @@ class Cleaner:
             )
         plan = self._strategy.plan(target)
         program = self._session.compile(plan, target)
-        return _Prepared(models, target, replace(plan, sql=str(program)), program)
+        return _Prepared(known, target, replace(plan, sql=str(program)), program)
 
     def plan(self) -> Plan:
         """What :meth:`clean` would do now. Looks at the database and runs nothing.

@@ -38,6 +38,10 @@ class Models:
             self._resolved = list(dict.fromkeys(_metadata(self._source)))
         return self._resolved
 
+    def known(self) -> tuple[frozenset[str], ...]:
+        """What differs as soon as a table was added or removed. Cheap: asked for each clean."""
+        return tuple(frozenset(metadata.tables) for metadata in self.metadata)
+
     def tables(self) -> frozenset[TableName] | None:
         """(schema, name) of every table known by now, or None without metadata."""
         if not self.given:

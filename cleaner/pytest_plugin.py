@@ -65,13 +65,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         return
     run = item.config.stash[_RUN]
     marked = next(item.iter_markers("cleaner"), None) is not None
-    if "clean_database" in names:
-        names.remove("clean_database")
-    elif not marked and not (run.configured and run.settings.autouse):
+    if not marked and "clean_database" not in names and not run.autouse:
         return
     # First to be set up and so last to be torn down: by then the sessions of the test's other
-    # fixtures are closed.
-    names.insert(0, "clean_database")
+    # fixtures are closed. In a list of its own, since all parameters of a test share one.
+    others = [name for name in names if name != "clean_database"]
+    item.fixturenames = ["clean_database", *others]  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -93,6 +92,7 @@ class _Run:
         self.server: EmbeddedPostgres | None = None
         self.cleans: list[tuple[str, str, float, int]] = []
         self._settings: Settings | None = None
+        self._autouse: bool | None = None
         self._cleaners: dict[str, Cleaner] = {}
 
     @property
@@ -111,6 +111,13 @@ class _Run:
             return True
         pyproject = self.config.rootpath / "pyproject.toml"
         return pyproject.is_file() and "[tool.cleaner" in pyproject.read_text(encoding="utf-8")
+
+    @property
+    def autouse(self) -> bool:
+        """Whether every test is given ``clean_database``."""
+        if self._autouse is None:
+            self._autouse = self.configured and self.settings.autouse
+        return self._autouse
 
     @property
     def settings(self) -> Settings:

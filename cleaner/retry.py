@@ -7,9 +7,15 @@ request stays short, and a leaked session is found early.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cleaner.settings import Settings
+
+
+Result = TypeVar("Result")
 
 
 class Transient(Exception):  # noqa: N818 -- no error that a caller ever sees
@@ -43,11 +49,25 @@ def slices(settings: Settings) -> list[int]:
     return [max(1, round(total * share / sum(shares))) for share in shares]
 
 
-def policy(settings: Settings) -> Retrying:
+class Policy:
     """Retry what is Transient, ``retries`` attempts in all, and raise the last one's error."""
-    return Retrying(
-        retry=retry_if_exception_type(Transient),
-        stop=stop_after_attempt(settings.retries),
-        wait=wait_random_exponential(multiplier=0.01, max=0.5),
-        reraise=True,
-    )
+
+    def __init__(self, settings: Settings) -> None:
+        self._again = Retrying(
+            retry=retry_if_exception_type(Transient),
+            stop=stop_after_attempt(settings.retries - 1),
+            wait=wait_random_exponential(multiplier=0.01, max=0.5),
+            reraise=True,
+        )
+        self._once = settings.retries == 1
+
+    def __call__(self, attempt: Callable[[], Result]) -> Result:
+        """What ``attempt()`` returns."""
+        # The first attempt nearly always is the last, and tenacity's bookkeeping would be a good
+        # part of a clean's own Python.
+        try:
+            return attempt()
+        except Transient:
+            if self._once:
+                raise
+        return self._again(attempt)

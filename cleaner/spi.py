@@ -261,5 +261,3 @@ class Strategy(ABC):
     @abstractmethod
     def plan(self, target: Target) -> Plan:
         """What cleaning ``target`` takes. Pure: the same target gives the same plan."""
-
-

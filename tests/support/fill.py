@@ -45,7 +45,8 @@ def fill(conn: Connection, rows: int = 3) -> dict[str, int]:
     A plain table, an inheritance child and each leaf of a partition tree (through its root) holds
     a row at least, or it is an error: fewer than `rows` are added where constraints allow no more.
     Rows already there stay. Every foreign key holds, which joins prove, for triggers sleep
-    meanwhile. Tables of extensions are left alone. Wants a superuser.
+    meanwhile. Left alone: tables of extensions, partitioned ones that have no partition. Wants a
+    superuser.
     """
     with conn.transaction():
         conn.execute("SET LOCAL session_replication_role = replica")

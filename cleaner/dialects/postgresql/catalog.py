@@ -56,7 +56,8 @@ FINGERPRINT = """pg_catalog.concat_ws(' ',
        FROM pg_catalog.pg_attrdef WHERE oid >= 16384),
     (SELECT sum(hash_record_extended((oid, puballtables, pubdelete), 0))
        FROM pg_catalog.pg_publication),
-    (SELECT sum(hash_record_extended((oid, prrelid), 0)) FROM pg_catalog.pg_publication_rel))"""
+    (SELECT sum(hash_record_extended((oid, prrelid), 0)) FROM pg_catalog.pg_publication_rel),
+    (SELECT sum(hash_record_extended((oid, evtenabled), 0)) FROM pg_catalog.pg_event_trigger))"""
 
 # Tables of which the server refuses to delete rows: their deletes are published, themselves or
 # through a partitioned table above them, and the columns that identify a row are none, not all
@@ -118,6 +119,9 @@ SELECT pg_catalog.json_build_object(
     'search_path', pg_catalog.current_schemas(false),
     'superuser', pg_catalog.current_setting('is_superuser')::bool,
     'may_replica', {{may_replica}},
+    'replica', pg_catalog.current_setting('session_replication_role') = 'replica',
+    'event_trigger', (SELECT min(evtname) FROM pg_catalog.pg_event_trigger
+                       WHERE evtenabled <> 'D' AND evtevent <> 'login'),
     'temporary', pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY'),
     'newest', (SELECT max(oid)::int8 FROM pg_catalog.pg_class),
     'fingerprint', {FINGERPRINT},
@@ -129,8 +133,9 @@ SELECT pg_catalog.json_build_object(
             SELECT FROM pg_catalog.pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum = 1 AND a.attname = 'version_num'),
         'hidden', c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid),
-        'may_delete', pg_catalog.has_table_privilege(c.oid, 'SELECT')
-                      AND pg_catalog.has_table_privilege(c.oid, 'DELETE'),
+        'may_use', pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'),
+        'may_select', pg_catalog.has_table_privilege(c.oid, 'SELECT'),
+        'may_delete', pg_catalog.has_table_privilege(c.oid, 'DELETE'),
         'may_truncate', pg_catalog.has_table_privilege(c.oid, 'TRUNCATE'),
         'unidentified', EXISTS (SELECT FROM pg_catalog.pg_publication)
             AND c.oid IN (SELECT leaf FROM unidentified),
@@ -193,7 +198,8 @@ class Facts:
     ``delete_switches`` and ``truncate_switches`` are pairs of statements that switch off and on
     again what would interfere with the statement: triggers, rules, forced row-level security;
     ``replica_switches`` what would even under ``session_replication_role = replica``.
-    ``watched`` are triggers that can't be switched off, since the table belongs to another role.
+    ``hidden`` are rows that this role can't see, ``watched`` triggers that it can't switch off,
+    since the table belongs to another.
     """
 
     sql: str
@@ -220,6 +226,7 @@ class Catalog:
     deferrable: bool
     open_files: int
     temporary: bool
+    event_trigger: str
 
 
 def parse(document: str) -> Catalog:
@@ -230,7 +237,9 @@ def parse(document: str) -> Catalog:
     path = tuple(found["search_path"])
     default = path[0] if path else ""
     facts = {
-        key: _facts(row, rows, leaves[key]) for key, row in rows.items() if row["kind"] in "rp"
+        key: _facts(row, rows, leaves[key], found["replica"])
+        for key, row in rows.items()
+        if row["kind"] in "rp"
     }
     return Catalog(
         database=Database(
@@ -241,7 +250,13 @@ def parse(document: str) -> Catalog:
             fingerprint=found["fingerprint"],
             no_replica=_no_replica(found),
             relations=tuple(
-                _relation(row, [rows[leaf] for leaf in leaves[key]], found["user"], default)
+                _relation(
+                    row,
+                    [rows[leaf] for leaf in leaves[key]],
+                    facts[key].watched if key in facts else (),
+                    found["user"],
+                    default,
+                )
                 for key, row in rows.items()
             ),
             foreign_keys=tuple(
@@ -263,6 +278,7 @@ def parse(document: str) -> Catalog:
         deferrable=found["deferrable"],
         open_files=found["files"],
         temporary=found["temporary"],
+        event_trigger=found["event_trigger"] or "",
     )
 
 
@@ -284,12 +300,21 @@ def _no_replica(found: dict[str, Any]) -> str:
 
 
 def _relation(
-    row: dict[str, Any], leaves: list[dict[str, Any]], user: str, default: str
+    row: dict[str, Any],
+    leaves: list[dict[str, Any]],
+    watched: tuple[str, ...],
+    user: str,
+    default: str,
 ) -> Relation:
     sql = qualified(row["schema"], row["table"])
     undeletable = untruncatable = ""
     if row["kind"] in "rp":
-        if not row["may_delete"]:
+        if not row["may_use"]:
+            undeletable = untruncatable = (
+                f"role {user} may not use its schema: "
+                f"GRANT USAGE ON SCHEMA {quote(row['schema'])} TO {quote(user)}"
+            )
+        elif not (row["may_select"] and row["may_delete"]):
             undeletable = (
                 f"role {user} may not delete from it: "
                 f"GRANT SELECT, DELETE ON {sql} TO {quote(user)}"
@@ -303,7 +328,7 @@ def _relation(
             undeletable = f"row-level security hides rows of it from role {user}"
         elif row["rules"] and not row["owned"]:
             undeletable = f"the rule {row['rules'][0][0]} rewrites DELETE, and {user} is not owner"
-        if not row["may_truncate"]:
+        if row["may_use"] and not row["may_truncate"]:
             untruncatable = (
                 f"role {user} may not truncate it: GRANT TRUNCATE ON {sql} TO {quote(user)}"
             )
@@ -320,7 +345,7 @@ def _relation(
         reads=tuple(row["reads"] or ()),
         undeletable=undeletable,
         untruncatable=untruncatable,
-        swallows=bool(row["hidden"] or row["rules"]),
+        swallows=bool(row["hidden"] or row["rules"] or watched),
         bookkeeping=row["alembic"],
         foreign_owned=f"extension {row['extension']}" if row["extension"] else "",
     )
@@ -352,48 +377,54 @@ def _leaves(rows: dict[int, dict[str, Any]]) -> dict[int, tuple[int, ...]]:
     return {key: tuple(sorted(reachable([key], below))) for key in rows}
 
 
-def _facts(row: dict[str, Any], rows: dict[int, dict[str, Any]], leaves: tuple[int, ...]) -> Facts:
+def _facts(
+    row: dict[str, Any], rows: dict[int, dict[str, Any]], leaves: tuple[int, ...], replica: bool
+) -> Facts:
     sql = qualified(row["schema"], row["table"])
     partitioned = row["kind"] == "p"
+    fires = "RA" if replica else "OA"  # as the session's replication role is by default
     triggers = [
-        (qualified(rows[leaf]["schema"], rows[leaf]["table"]), name, enabled, events)
+        (rows[leaf], name, enabled, events)
         for leaf in leaves
         for name, enabled, events in rows[leaf]["triggers"] or ()
     ]
 
     def switches(event: int, modes: str) -> Iterable[tuple[str, str]]:
-        for table, name, enabled, events in triggers:
-            if events & event and enabled in modes:
+        for leaf, name, enabled, events in triggers:
+            if events & event and enabled in modes and leaf["owned"]:
+                table = qualified(leaf["schema"], leaf["table"])
                 yield _switch(f"ALTER TABLE ONLY {table}", "TRIGGER", name, enabled)
 
     delete: list[tuple[str, str]] = []
-    if row["hidden"]:
+    owned = row["owned"]
+    if row["hidden"] and owned:
         delete.append(
             (
                 f"ALTER TABLE {sql} NO FORCE ROW LEVEL SECURITY",
                 f"ALTER TABLE {sql} FORCE ROW LEVEL SECURITY",
             )
         )
-    replica = [*delete]
-    for name, enabled in row["rules"] or ():
+    in_replica = [*delete]
+    for name, enabled in row["rules"] or () if owned else ():
         pair = _switch(f"ALTER TABLE {sql}", "RULE", name, enabled)
-        if enabled in "OA":
+        if enabled in fires:
             delete.append(pair)
         if enabled in "RA":
-            replica.append(pair)
-    delete += switches(_DELETE, "OA")
-    replica += switches(_DELETE, "RA")
-    owned = row["owned"]
+            in_replica.append(pair)
+    delete += switches(_DELETE, fires)
+    in_replica += switches(_DELETE, "RA")
     return Facts(
         sql=sql if partitioned else f"ONLY {sql}",
         leaves=leaves,
         partitioned=partitioned,
-        hidden=row["hidden"],
+        hidden=row["hidden"] or not row["may_select"],
         owned=owned,
-        delete_switches=tuple(delete) if owned else (),
-        truncate_switches=tuple(switches(_TRUNCATE, "OA")) if owned else (),
-        replica_switches=tuple(replica) if owned else (),
-        watched=() if owned else tuple(name for _, name, enabled, _ in triggers if enabled in "OA"),
+        delete_switches=tuple(delete),
+        truncate_switches=tuple(switches(_TRUNCATE, fires)),
+        replica_switches=tuple(in_replica),
+        watched=tuple(
+            name for leaf, name, enabled, _ in triggers if enabled in fires and not leaf["owned"]
+        ),
     )
 
 

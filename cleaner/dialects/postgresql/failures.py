@@ -88,7 +88,10 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
             for i, rows in zip(positions[::2], positions[1::2], strict=True)
         ]
         return NotCleanError.of(
-            tuple(Survivor(t.name, rows, why(catalog.facts[t.key], t)) for t, rows in held)
+            tuple(
+                Survivor(t.name, rows, why(catalog.facts[t.key], t) or _logged(catalog))
+                for t, rows in held
+            )
         )
     if code == REACHES_OUTSIDE:
         key = program.outside[positions[0]]
@@ -124,6 +127,12 @@ def why(facts: Facts, table: Relation) -> str:
     if facts.hidden:
         return "row-level security hides its rows"
     return table.undeletable
+
+
+def _logged(catalog: Catalog) -> str:
+    if not catalog.event_trigger:
+        return ""
+    return f"event trigger {catalog.event_trigger} writes into it while it is cleaned"
 
 
 def unreachable(url: URL, error: Exception) -> CleanerError:

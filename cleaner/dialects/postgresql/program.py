@@ -24,19 +24,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cleaner.dialects.postgresql.catalog import FINGERPRINT, Catalog, Facts, qualified, quote
+from cleaner.graph import reachable
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Sequence, Target, Truncate
 
 ADVISORY_LOCK = int.from_bytes(b"cleaner", "big")
 REACHES_OUTSIDE, SURVIVED, NEEDS_TRUNCATE = "CL001", "CL002", "CL003"
 
-_CHUNK = 32  # tables per expression: one that is altered costs the planning of 32
+_CHUNK = 128  # tables per expression: one that is altered costs the planning of so many
+_SKIPPED = 12  # groups per condition: a clean steps over so many at once
 # A relation's size is found without keeping its file open, the look for a row is not: beyond
 # this share of max_files_per_process the server would open and close a file for each look.
 _OPEN_FILES = 0.5
 # TRUNCATE costs about as much for each table it reaches as deleting from 18 pages does; each
 # foreign key to the table makes a deleted row five times as dear. See benchmarks/.
 _PAGES_PER_TRUNCATE, _PRICE_OF_A_KEY, _SMALL = 18, 4, 16 * 8192
-_FIRST_TURN, _LONGEST_TURN = 10, 500  # milliseconds to wait for a lock while others are held
+_GIVE_WAY = "CL004"
+_TURN = 20  # milliseconds of waiting for a lock before a look at whom that keeps from going on
+
+
+# What changes without a plan being discarded: new relations, and sequences that are altered.
+_NEWEST = (
+    "(SELECT max(oid)::int8 << 31 FROM pg_catalog.pg_class) # (SELECT coalesce(sum("
+    "pg_catalog.hashint8(seqstart) # pg_catalog.hashint8(seqcache)), 0) FROM pg_catalog.pg_sequence)"
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,24 @@ class _Writer:
         self.outside: dict[int, list[int]] = {}
         for i, key in enumerate(target.outside):
             self.outside.setdefault(key.parent, []).append(i)
-        self.watched = any(self.facts(table).watched for table in self.tables)
+        self.truncates = any(isinstance(step, Truncate) for step in plan.steps)
+        self.plain_sequences = [
+            sequence for sequence in self.sequences if sequence.key not in catalog.cached_sequences
+        ]
+        self.alters = bool(target.stale_views) or any(
+            facts.delete_switches or facts.truncate_switches or facts.replica_switches
+            for facts in map(self.facts, self.tables)
+        ) or any(s.key in catalog.cached_sequences for s in self.sequences)  # fmt: skip
+        self.logged = self.alters and bool(catalog.event_trigger)
+        self.watched = any(self.facts(table).watched for table in self.tables) or (
+            self.logged and not self.truncates
+        )
+        # One expression for all there is to look at: a statement costs as much as five looks.
+        self.at_once = (
+            0 < len(self.tables) <= _CHUNK
+            and not (self.gated or self.watched or self.logged or self.truncates)
+            and sum(isinstance(step, Empty) for step in plan.steps) == 1
+        )
 
     def facts(self, table: Relation) -> Facts:
         return self.catalog.facts[table.key]
@@ -152,7 +179,7 @@ class _Writer:
             )
         functions.append(
             _function(
-                f"{name}(wait int, known oid, stamps float8[])",
+                f"{name}(wait int, known int8, stamps float8[])",
                 "text[]",
                 body.replace("pg_temp.truncate(", f"pg_temp.{name}_truncate("),
             )
@@ -175,8 +202,8 @@ class _Writer:
 
     def body(self) -> Iterator[str]:
         yield """DECLARE
-    ignored text; latest oid; here pg_snapshot; print text; since timestamptz; turn int;
-    held boolean[] := '{}'; found boolean[]; part boolean[]; stamp float8; seen float8[] := '{}';
+    ignored text; latest int8; here pg_snapshot; print text; since timestamptz; wanted text;
+    held boolean[] := '{}'; filled boolean[]; part boolean[]; stamp float8; seen float8[] := '{}';
     truncated int[] := '{}'; survivors int[] := '{}'; done boolean;
     restarted int[] := '{}'; refreshed int[] := '{}';
 BEGIN"""
@@ -187,14 +214,17 @@ BEGIN"""
         yield from self.wait_for_writers()
         if self.catalog.deferrable:
             yield "SET CONSTRAINTS ALL IMMEDIATE;"
-        yield "SELECT max(oid) INTO latest FROM pg_catalog.pg_class;"
+        if not self.at_once:
+            yield f"SELECT {_NEWEST} INTO latest;"
         if self.watched:
-            # Triggers that can't be switched off may write into a table already emptied.
+            # Triggers that can't be switched off may write into a table already emptied, and event
+            # triggers when others are switched off, a view is refreshed or a sequence altered.
             yield "FOR pass IN 1..3 LOOP\nheld := '{}'; seen := '{}'; survivors := '{}';"
         yield from self.scan()
         yield from self.check_freshness()
         if self.watched:
-            yield "found := coalesce(found, held); EXIT WHEN NOT true = ANY (held);"
+            first = " AND pass > 1" if self.logged else ""
+            yield f"filled := coalesce(filled, held); EXIT WHEN NOT true = ANY (held){first};"
         yield "-- 5. empty them"
         yield "IF true = ANY (held) THEN"
         for step in self.plan.steps:
@@ -203,16 +233,23 @@ BEGIN"""
             elif isinstance(step, Truncate):
                 yield from self.truncate(step)
         yield "END IF;"
+        if self.logged:
+            yield from self.refresh()
+            yield from self.restart()
         if self.watched:
-            yield "END LOOP;\nsurvivors := '{}';"
+            yield "END LOOP;"
+        if self.watched or self.logged:
+            yield "survivors := '{}';"
             for i, table in enumerate(self.tables, 1):
                 yield f"IF held[{i}] THEN {self.look_again(table)} END IF;"
-            yield "held := found;"
+        if self.watched:
+            yield "held := filled;"
         yield f"""IF survivors <> '{{}}' THEN
     RAISE EXCEPTION USING ERRCODE = '{SURVIVED}', MESSAGE = 'cleaner: rows survived ' || survivors::text;
 END IF;"""
-        yield from self.refresh()
-        yield from self.restart()
+        if not self.logged:
+            yield from self.refresh()
+            yield from self.restart()
         yield """RETURN ARRAY[latest::text, seen::text, held::text, truncated::text,
              restarted::text, refreshed::text];
 END"""
@@ -230,27 +267,37 @@ IF pg_catalog.pg_snapshot_xmin(here) <> pg_catalog.pg_snapshot_xmax(here)
      WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
        AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
        AND l.relation = ANY ({_oids(self.locks)})) THEN
-{self.lock(self.tables, "SHARE ROW EXCLUSIVE")}
+{self.lock(self.tables, "SHARE ROW EXCLUSIVE", "AccessShareLock,RowShareLock")}
     END IF;
 END IF;"""
 
-    def lock(self, tables: Iterable[Relation], mode: str) -> str:
+    def lock(self, tables: Iterable[Relation], mode: str, harmless: str) -> str:
         """Lock all of them, without ever making a deadlock of it."""
         # Parents first, as most writers come by them: who waits for us then holds nothing that we
-        # want. Where one does, nobody gets on until we let go of all, which a failed turn does;
-        # it is shorter than deadlock_timeout, so that no writer has to die for it.
-        names = ", ".join(self.facts(table).sql for table in reversed([*tables]))
-        return f"""since := pg_catalog.clock_timestamp(); turn := {_FIRST_TURN};
-LOOP BEGIN
-    ignored := pg_catalog.set_config('lock_timeout', least(turn, wait)::text, true);
-    LOCK TABLE {names} IN {mode} MODE;
-    EXIT;
-EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-    IF pg_catalog.clock_timestamp() - since > pg_catalog.make_interval(secs => wait / 1000.0) THEN
-        RAISE;
-    END IF;
-    turn := least(2 * turn, {_LONGEST_TURN});
-    PERFORM pg_catalog.pg_sleep(pg_catalog.random() * turn / 4000);
+        # want. Where one does, nobody gets on until we let go of all, and let it pass.
+        names = ", ".join(literal(self.facts(table).sql) for table in reversed([*tables]))
+        oids = _oids(self.locks)
+        return f"""since := pg_catalog.clock_timestamp();
+ignored := pg_catalog.set_config('lock_timeout', least({_TURN}, wait)::text, true);
+<<together>> LOOP BEGIN
+    FOREACH wanted IN ARRAY ARRAY[{names}] LOOP
+        LOOP BEGIN
+            EXECUTE 'LOCK TABLE ' || wanted || ' IN {mode} MODE';
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            IF pg_catalog.clock_timestamp() - since
+                > pg_catalog.make_interval(secs => wait / 1000.0) THEN RAISE; END IF;
+            IF EXISTS (
+                SELECT FROM pg_catalog.pg_locks h JOIN pg_catalog.pg_locks w
+                    ON w.pid = h.pid AND NOT w.granted AND w.relation = ANY ({oids})
+                 WHERE h.granted AND h.relation = ANY ({oids}) AND h.mode <> ALL ('{{{harmless}}}')
+                   AND h.pid <> pg_catalog.pg_backend_pid())
+            THEN RAISE SQLSTATE '{_GIVE_WAY}'; END IF;
+        END; END LOOP;
+    END LOOP;
+    EXIT together;
+EXCEPTION WHEN SQLSTATE '{_GIVE_WAY}' THEN
+    PERFORM pg_catalog.pg_sleep(pg_catalog.random() * {_TURN} / 10000.0);
 END; END LOOP;
 ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
 
@@ -258,7 +305,7 @@ ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
         yield "-- 3. which tables hold rows"
         for step in self.plan.steps:
             if isinstance(step, Truncate) and step.tables:
-                yield self.lock(step.tables, "ACCESS EXCLUSIVE")
+                yield self.lock(step.tables, "ACCESS EXCLUSIVE", "")
                 yield f"held := held || pg_catalog.array_fill(true, ARRAY[{len(step.tables)}]);"
             elif isinstance(step, Empty):
                 tables = [table for group in step.groups for table in group]
@@ -268,10 +315,12 @@ ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
     def scan_chunk(self, tables: list[Relation]) -> Iterator[str]:
         self.chunks += 1
         looks = ",\n    ".join(self.look(self.facts(table)) for table in tables)
-        yield from self.gate(
-            tables,
-            f"SELECT ARRAY[\n    {looks}],\n    pg_temp.cleaner_stamp() INTO part, stamp;",
-        )
+        look, into = f"SELECT ARRAY[\n    {looks}],\n    pg_temp.cleaner_stamp()", "part, stamp"
+        if self.at_once:
+            look, into = f"{look}, {_NEWEST}", f"{into}, latest"
+            if self.plain_sequences:
+                look, into = f"{look},\n    {self.moved()}", f"{into}, restarted"
+        yield from self.gate(tables, f"{look} INTO {into};")
         yield "held := held || part; seen := seen || stamp;"
 
     def gate(self, tables: list[Relation], look: str) -> Iterator[str]:
@@ -290,7 +339,9 @@ END IF;"""
 
     def check_freshness(self) -> Iterator[str]:
         stale = "latest <> known OR seen IS DISTINCT FROM stamps"
-        if any(isinstance(step, Truncate) for step in self.plan.steps):
+        if self.alters:  # of an event trigger no plan is discarded
+            stale += " OR EXISTS (SELECT FROM pg_catalog.pg_event_trigger)"
+        if self.truncates:
             stale = "true"
         yield f"""-- 4. is it still the schema that this was written for?
 IF {stale} THEN
@@ -300,8 +351,8 @@ END IF;"""
 
     def empty(self, step: Empty) -> Iterator[str]:
         # A condition costs a microsecond: one for every few groups lets the others be skipped.
-        for start in range(0, len(step.groups), _CHUNK):
-            groups = step.groups[start : start + _CHUNK]
+        for start in range(0, len(step.groups), _SKIPPED):
+            groups = step.groups[start : start + _SKIPPED]
             first, last = (self.position[groups[0][0].key], self.position[groups[-1][-1].key])
             yield f"IF true = ANY (held[{first}:{last}]) THEN"
             for group in groups:
@@ -331,14 +382,19 @@ END IF;"""
     def delete(self, group: tuple[Relation, ...]) -> Iterator[str]:
         switches = [pair for table in group for pair in self.facts(table).delete_switches]
         yield from (f"{off};" for off, _ in switches)
+        hidden = [table for table in group if self.facts(table).hidden and self.facts(table).owned]
+        for table in hidden:  # the pages said so; now that its rows can be seen, they may be none
+            yield f"held[{self.position[table.key]}] := EXISTS (SELECT FROM {self.facts(table).sql});"
         if len(group) == 1:
             yield f"DELETE FROM {self.facts(group[0]).sql};"
         else:
             # Foreign keys are checked when a statement ends: by then the whole cycle is empty.
             names = ", ".join(literal(self.facts(table).sql) for table in group)
             positions = ", ".join(str(self.position[table.key]) for table in group)
-            yield f"""EXECUTE (SELECT 'WITH ' || string_agg(pg_catalog.format('d%s AS (DELETE FROM %s)', u.i, u.t), ', ')
+            delete = f"""EXECUTE (SELECT 'WITH ' || string_agg(pg_catalog.format('d%s AS (DELETE FROM %s)', u.i, u.t), ', ')
                 || ' SELECT' FROM unnest(ARRAY[{names}], ARRAY[{positions}]) u(t, i) WHERE held[u.i]);"""
+            some = " OR ".join(f"held[{self.position[table.key]}]" for table in group)
+            yield f"IF {some} THEN {delete} END IF;" if hidden else delete
         for table in group:
             yield self.look_again(table)
         yield from (f"{on};" for _, on in reversed(switches))
@@ -411,12 +467,14 @@ END IF;"""
             return
         switches = [pair for table in step.tables for pair in self.facts(table).truncate_switches]
         yield from (f"{off};" for off, _ in switches)
-        if self.sequences:
-            yield f"restarted := {self.moved(self.sequences)};"
+        if self.plain_sequences:
+            yield f"restarted := {self.moved()};"
         # Nobody can add a foreign key while the locks are held, so since the fingerprint was
         # compared CASCADE can reach nothing that is not in the list.
         names = ", ".join(self.facts(table).sql for table in step.tables)
-        identity = "RESTART" if step.restart_identity else "CONTINUE"
+        # It wants the sequences' owner; else those that this role may reset are, one by one.
+        owned = all(self.facts(table).owned for table in step.tables)
+        identity = "RESTART" if step.restart_identity and owned else "CONTINUE"
         yield f"TRUNCATE {names} {identity} IDENTITY CASCADE;"
         positions = ", ".join(str(self.position[table.key]) for table in step.tables)
         yield f"truncated := truncated || ARRAY[{positions}];"
@@ -470,15 +528,18 @@ END IF;"""
         if not self.target.stale_views:
             return
         yield "-- 6. materialized views keep the rows they were made of"
+        reads = {relation.key: relation.reads for relation in self.target.database.relations}
         for i, view in enumerate(self.target.stale_views, 1):
             sql, setting = qualified(view.schema, view.table), f"'cleaner.view_{view.key}'"
             # Rows that are there even when all tables are empty (an aggregate) are not refreshed
             # again and again: the setting remembers what our own refresh left.
             state = f"""(SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_relation_filenode({view.key}),
         count(*), min(v.xmin::text), max(v.xmin::text)) FROM {sql} v)"""
+            units = {self.unit_of[k].key for k in reachable([view.key], reads) if k in self.unit_of}
+            emptied = " OR ".join(f"held[{i}]" for i in sorted(self.position[k] for k in units))
             yield f"""IF (SELECT relispopulated FROM pg_catalog.pg_class WHERE oid = {view.key}) THEN
 IF EXISTS (SELECT FROM {sql}) THEN
-IF true = ANY (held) OR pg_catalog.current_setting({setting}, true) IS DISTINCT FROM {state} THEN
+IF {emptied} OR pg_catalog.current_setting({setting}, true) IS DISTINCT FROM {state} THEN
     REFRESH MATERIALIZED VIEW {sql};
     refreshed := refreshed || {i};
     ignored := pg_catalog.set_config({setting}, {state}, false);
@@ -488,41 +549,50 @@ END IF; END IF; END IF;"""
         if not self.sequences:
             return
         yield "-- 7. sequences back to their START; setval comes last, since it can't be undone"
-        plain: list[Sequence] = []
         for i, sequence in enumerate(self.sequences, 1):
             if sequence.key not in self.catalog.cached_sequences:
-                plain.append(sequence)
                 continue
             # setval does not reach the values that other sessions have cached; RESTART does.
             sql = qualified(sequence.schema, sequence.sequence)
-            yield f"""IF (SELECT s.is_called OR s.last_value <> p.seqstart FROM {sql} s, pg_catalog.pg_sequence p
-    WHERE p.seqrelid = {sequence.key}) THEN
+            start = self.catalog.sequence_starts[sequence.key]
+            yield f"""IF (SELECT s.is_called OR s.last_value <> {start} FROM {sql} s) THEN
     ALTER SEQUENCE {sql} RESTART; restarted := restarted || {i};
 END IF;"""
-        if plain:
-            yield f"restarted := restarted || {self.moved(plain, reset=True)};"
+        if not self.plain_sequences:
+            return
+        if not self.at_once:
+            yield f"restarted := restarted || {self.moved()};"
+        keys, starts, positions = self.sequence_arrays()
+        yield f"""IF restarted <> '{{}}' THEN
+    PERFORM pg_catalog.setval(u.o, u.s, false) FROM unnest({keys}, {starts}, {positions}) u(o, s, i)
+      WHERE u.i = ANY (restarted);
+END IF;"""
 
-    def moved(self, sequences: list[Sequence], reset: bool = False) -> str:
+    def sequence_arrays(self) -> tuple[str, str, str]:
+        """Oids, STARTs and positions of the sequences that setval can put back."""
+        keys = [sequence.key for sequence in self.plain_sequences]
+        starts = [self.catalog.sequence_starts[key] for key in keys]
+        order = {sequence.key: i for i, sequence in enumerate(self.sequences, 1)}
+        return (
+            _oids(keys),
+            "'{" + ",".join(map(str, starts)) + "}'::int8[]",
+            "'{" + ",".join(str(order[key]) for key in keys) + "}'::int[]",
+        )
+
+    def moved(self) -> str:
         """An expression: the positions of those that are not at their START."""
-        # Where it starts is asked anew each time: no plan is discarded when that is altered.
-        position = {sequence.key: i for i, sequence in enumerate(self.sequences, 1)}
         if self.catalog.version >= 180000:
-            positions = ",".join(str(position[s.key]) for s in sequences)
-            moved = f"""SELECT u.o, p.seqstart AS s, u.i
-        FROM unnest({_oids(s.key for s in sequences)}, '{{{positions}}}'::int[]) u(o, i)
-        JOIN pg_catalog.pg_sequence p ON p.seqrelid = u.o
-        WHERE pg_catalog.pg_get_sequence_data(u.o)::text <> '(' || p.seqstart || ',f)' OFFSET 0"""
-        else:
-            values = " UNION ALL\n    ".join(
-                f"SELECT {s.key}::oid AS o, {position[s.key]} AS i, q.last_value AS v, "
-                f"q.is_called AS c FROM {qualified(s.schema, s.sequence)} q"
-                for s in sequences
-            )
-            moved = f"""SELECT u.o, p.seqstart AS s, u.i FROM ({values}) u
-        JOIN pg_catalog.pg_sequence p ON p.seqrelid = u.o
-        WHERE u.c OR u.v <> p.seqstart OFFSET 0"""
-        condition = " WHERE pg_catalog.setval(m.o, m.s, false) IS NOT NULL" if reset else ""
-        return f"ARRAY(SELECT m.i FROM (\n    {moved}) m{condition})"
+            keys, starts, positions = self.sequence_arrays()
+            return f"""ARRAY(SELECT u.i FROM unnest({keys}, {starts}, {positions}) u(o, s, i)
+        WHERE pg_catalog.pg_get_sequence_data(u.o)::text <> '(' || u.s || ',f)')"""
+        starts_of = self.catalog.sequence_starts
+        looks = "\n    UNION ALL ".join(
+            f"SELECT {i} FROM {qualified(s.schema, s.sequence)} q "
+            f"WHERE q.is_called OR q.last_value <> {starts_of[s.key]}"
+            for i, s in enumerate(self.sequences, 1)
+            if s in self.plain_sequences
+        )
+        return f"ARRAY({looks})"
 
 
 def _size(facts: Facts) -> str:

@@ -40,6 +40,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
     "jit": "off",
+    "standard_conforming_strings": "on",
     "max_parallel_workers_per_gather": "0",
     "row_security": "off",
     "statement_timeout": "0",
@@ -99,8 +100,13 @@ class PostgresSession:
         connection = self._engine.connect()
         try:
             connection.detach()  # ours until closed: no place in a pool is taken
+            # By the driver's cursor: SQLAlchemy would begin a transaction, and if interrupted
+            # forget a connection that is detached without closing it.
+            cursor = connection.connection.cursor()
             self.round_trips += 1
-            self._guard(connection.exec_driver_sql(_SETUP).scalar_one())
+            cursor.execute(_SETUP)
+            self._guard(cursor.fetchall()[0][0])
+            cursor.close()
         except BaseException:
             _release(connection)
             raise
@@ -320,7 +326,7 @@ SELECT NULL, p.owner, NULL, 'prepared',
             tables=tuple(program.tables[i - 1].name for i in outcome.held),
             truncated=tuple(program.tables[i - 1].name for i in outcome.truncated),
             sequences=tuple(program.sequences[i - 1].name for i in sorted(set(outcome.restarted))),
-            refreshed=tuple(program.views[i - 1].name for i in outcome.refreshed),
+            refreshed=tuple(program.views[i - 1].name for i in dict.fromkeys(outcome.refreshed)),
         )
 
     def _call(self, program: Program, wait: int) -> Outcome | None:
@@ -355,8 +361,9 @@ SELECT NULL, p.owner, NULL, 'prepared',
        coalesce(a.query, p.gid), l.mode = 'AccessShareLock' AS reads
   FROM pg_catalog.pg_locks l
   LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-  LEFT JOIN pg_catalog.pg_prepared_xacts p ON l.pid IS NULL
-        AND p.transaction::text = split_part(l.virtualtransaction, '/', 2)
+  LEFT JOIN pg_catalog.pg_locks x ON l.pid IS NULL AND x.pid IS NULL
+        AND x.locktype = 'transactionid' AND x.virtualtransaction = l.virtualtransaction
+  LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
  WHERE l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND (l.locktype = 'advisory' AND (l.classid::int8 << 32 | l.objid::int8) = {ADVISORY_LOCK}
