@@ -6,7 +6,6 @@ import pytest
 from support.cases import AS_OWNER, AS_SUPERUSER, AUTO, DELETE, TRUNCATE, Watched, Way, clean, ways
 from support.database import Database
 
-
 PAGES = "SELECT n, repeat('x', 1000) FROM generate_series(1, 3000) n"
 
 

@@ -63,7 +63,6 @@ class Watched:
             database.give_away()
         self.database, self.kept, self.running = database, set(kept), set(running)
         self._sessions: list[psycopg.Connection[Any]] = []
-        self._observer = database.connect()
         user = way.role(database)
 
         def connect() -> psycopg.Connection[Any]:
@@ -82,7 +81,6 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self.cleaner.close()
-        self._observer.close()
 
     def _settings(self) -> dict[str, str]:
         rows = self._sessions[-1].execute("SELECT name, setting FROM pg_settings")
@@ -90,7 +88,7 @@ class Watched:
 
     def _outside(self) -> dict[str, list[Any]]:
         return {
-            name: self._observer.execute(
+            name: self.database.session.execute(
                 f"SELECT t::text FROM {name} t ORDER BY 1".encode()
             ).fetchall()
             for name in self.kept
@@ -100,12 +98,12 @@ class Watched:
         """Clean once, and hold it to its promise."""
         self.cleaner.connect()
         settings, outside = self._settings(), self._outside()
-        schema = observe.schema_text(self._observer)
-        sequences = observe.sequences(self._observer)
+        schema = observe.schema_text(self.database.session)
+        sequences = observe.sequences(self.database.session)
         report = self.cleaner.clean()
         self.assert_clean(sequences)
         assert self._outside() == outside
-        assert observe.schema_text(self._observer) == schema
+        assert observe.schema_text(self.database.session) == schema
         if not self._sessions[-1].closed:
             assert settings.items() - self._settings().items() == set()
         self.assert_nothing_held()
@@ -113,10 +111,10 @@ class Watched:
 
     def assert_clean(self, before: dict[str, tuple[int, bool, int]]) -> None:
         """No rows and no sequence on its way but those that are kept."""
-        counts = observe.counts(self._observer)
+        counts = observe.counts(self.database.session)
         assert not self.kept - counts.keys()
         assert {name: n for name, n in counts.items() if n and name not in self.kept} == {}
-        for name, (last, called, start) in observe.sequences(self._observer).items():
+        for name, (last, called, start) in observe.sequences(self.database.session).items():
             if name in self.running:
                 assert (last, called, start) == before[name]
             else:
@@ -127,7 +125,7 @@ class Watched:
         for session in self._sessions:
             assert session.closed or session.info.transaction_status.name == "IDLE"
         pids = [session.info.backend_pid for session in self._sessions if not session.closed]
-        assert self._observer.execute(
+        assert self.database.session.execute(
             "SELECT pid, mode FROM pg_locks WHERE pid = ANY (%s)", [pids]
         ).fetchall() == []  # fmt: skip
 

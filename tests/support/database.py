@@ -47,11 +47,16 @@ class Database:
                 connection.rollback()
             connection.close()
 
-    def execute(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run statements as superuser, committed; returns the last one's rows."""
+    @property
+    def session(self) -> psycopg.Connection[Any]:
+        """The superuser's session in which `execute` runs."""
         if self._connection is None or self._connection.closed:
             self._connection = self.connect()
-        cursor = self._connection.execute(sql.encode())
+        return self._connection
+
+    def execute(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run statements as superuser, committed; returns the last one's rows."""
+        cursor = self.session.execute(sql.encode())
         while cursor.nextset():
             pass
         return cursor.fetchall() if cursor.description else []

@@ -233,6 +233,12 @@ BEGIN"""
             elif isinstance(step, Truncate):
                 yield from self.truncate(step)
         yield "END IF;"
+        yield from self.finish()
+        yield """RETURN ARRAY[latest::text, seen::text, held::text, truncated::text,
+             restarted::text, refreshed::text];
+END"""
+
+    def finish(self) -> Iterator[str]:
         if self.logged:
             yield from self.refresh()
             yield from self.restart()
@@ -250,9 +256,6 @@ END IF;"""
         if not self.logged:
             yield from self.refresh()
             yield from self.restart()
-        yield """RETURN ARRAY[latest::text, seen::text, held::text, truncated::text,
-             restarted::text, refreshed::text];
-END"""
 
     def wait_for_writers(self) -> Iterator[str]:
         if not any(isinstance(step, Empty) and step.groups for step in self.plan.steps):
