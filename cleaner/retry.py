@@ -14,7 +14,6 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from cleaner.settings import Settings
 
-
 Result = TypeVar("Result")
 
 

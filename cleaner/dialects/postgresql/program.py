@@ -23,7 +23,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cleaner.dialects.postgresql.catalog import FINGERPRINT, Catalog, Facts, qualified, quote
+from cleaner.dialects.postgresql import truncation
+from cleaner.dialects.postgresql.catalog import Catalog, Facts
+from cleaner.dialects.postgresql.discovery import FINGERPRINT
+from cleaner.dialects.postgresql.locks import lock, wait_for_writers
+from cleaner.dialects.postgresql.sequences import Sequences
+from cleaner.dialects.postgresql.sql import dollars, function, literal, oid_array, qualified, quote
 from cleaner.graph import reachable
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Sequence, Target, Truncate
 
@@ -35,13 +40,6 @@ _SKIPPED = 12  # groups per condition: a clean steps over so many at once
 # A relation's size is found without keeping its file open, the look for a row is not: beyond
 # this share of max_files_per_process the server would open and close a file for each look.
 _OPEN_FILES = 0.5
-# TRUNCATE costs about as much for each table it reaches as deleting from 18 pages does; each
-# foreign key to the table makes a deleted row five times as dear. See benchmarks/.
-_PAGES_PER_TRUNCATE, _PRICE_OF_A_KEY, _SMALL = 18, 4, 16 * 8192
-_GIVE_WAY = "CL004"
-_TURN = 20  # milliseconds of waiting for a lock before a look at whom that keeps from going on
-
-
 # What changes without a plan being discarded: new relations, and sequences that are altered.
 _NEWEST = (
     "(SELECT max(oid)::int8 << 31 FROM pg_catalog.pg_class) # (SELECT coalesce(sum("
@@ -108,11 +106,6 @@ def read(row: list[str] | None) -> Outcome | None:
     )
 
 
-def literal(text: str) -> str:
-    """``text`` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def compile_plan(plan: Plan, target: Target, catalog: Catalog) -> Program:
     """Write the function for ``plan``."""
     return _Writer(plan, target, catalog).program()
@@ -122,14 +115,15 @@ class _Writer:
     def __init__(self, plan: Plan, target: Target, catalog: Catalog) -> None:
         self.plan, self.target, self.catalog = plan, target, catalog
         self.tables: list[Relation] = []
-        self.sequences: list[Sequence] = []
+        sequences: list[Sequence] = []
         for step in plan.steps:
             if isinstance(step, Empty):
                 self.tables += [table for group in step.groups for table in group]
             elif isinstance(step, Truncate):
                 self.tables += step.tables
             else:
-                self.sequences += step.sequences
+                sequences += step.sequences
+        self.sequences = Sequences(sequences, catalog)
         self.position = {table.key: i for i, table in enumerate(self.tables, 1)}
         self.unit_of = {leaf: table for table in self.tables for leaf in self.facts(table).leaves}
         self.chunks = 0
@@ -140,13 +134,10 @@ class _Writer:
         for i, key in enumerate(target.outside):
             self.outside.setdefault(key.parent, []).append(i)
         self.truncates = any(isinstance(step, Truncate) for step in plan.steps)
-        self.plain_sequences = [
-            sequence for sequence in self.sequences if sequence.key not in catalog.cached_sequences
-        ]
         self.alters = bool(target.stale_views) or any(
             facts.delete_switches or facts.truncate_switches or facts.replica_switches
             for facts in map(self.facts, self.tables)
-        ) or any(s.key in catalog.cached_sequences for s in self.sequences)  # fmt: skip
+        ) or bool(self.sequences.cached)  # fmt: skip
         self.logged = self.alters and bool(catalog.event_trigger)
         self.watched = any(self.facts(table).watched for table in self.tables) or (
             self.logged and not self.truncates
@@ -161,24 +152,27 @@ class _Writer:
     def facts(self, table: Relation) -> Facts:
         return self.catalog.facts[table.key]
 
+    def names(self, tables: Iterable[Relation]) -> list[str]:
+        return [self.facts(table).sql for table in tables]
+
     def program(self) -> Program:
         body = "\n".join(self.body())
         helper = any(isinstance(step, Empty) and step.truncate for step in self.plan.steps)
-        truncate = "\n".join(self.truncate_body()) if helper else ""
+        truncate = "\n".join(truncation.body(self.tables, self.catalog.facts)) if helper else ""
         digest = hashlib.sha256((body + truncate).encode()).hexdigest()[:12]
         name = f"cleaner_{digest}"
         functions = [
-            _function(
+            function(
                 "cleaner_stamp()", "float8 IMMUTABLE", "BEGIN RETURN EXTRACT(EPOCH FROM "
                 "pg_catalog.clock_timestamp()); END"
             )
         ]  # fmt: skip
         if helper:
             functions.append(
-                _function(f"{name}_truncate(chosen oid, pages float8)", "boolean", truncate)
+                function(f"{name}_truncate(chosen oid, pages float8)", "boolean", truncate)
             )
         functions.append(
-            _function(
+            function(
                 f"{name}(wait int, known int8, stamps float8[])",
                 "text[]",
                 body.replace("pg_temp.truncate(", f"pg_temp.{name}_truncate("),
@@ -187,15 +181,15 @@ class _Writer:
         block = "\nBEGIN\n" + ";\n".join(functions) + ";\nEND\n"
         return Program(
             name=name,
-            create=f"DO {_dollars(block)}",
+            create=f"DO {dollars(block)}",
             tables=tuple(self.tables),
-            sequences=tuple(self.sequences),
+            sequences=self.sequences.all,
             views=self.target.stale_views,
             outside=self.target.outside,
             locks=(
                 *self.locks,
                 *(view.key for view in self.target.stale_views),
-                *(s.key for s in self.sequences if s.key in self.catalog.cached_sequences),
+                *self.sequences.cached,
             ),
             exclusive=any(isinstance(step, Truncate) for step in self.plan.steps),
         )
@@ -211,7 +205,8 @@ BEGIN"""
             "ignored := pg_catalog.set_config('lock_timeout', wait::text, true);\n"
             f"PERFORM pg_catalog.pg_advisory_xact_lock({ADVISORY_LOCK});"
         )
-        yield from self.wait_for_writers()
+        if any(isinstance(step, Empty) and step.groups for step in self.plan.steps):
+            yield wait_for_writers(self.names(self.tables), self.locks)
         if self.catalog.deferrable:
             yield "SET CONSTRAINTS ALL IMMEDIATE;"
         if not self.at_once:
@@ -241,7 +236,7 @@ END"""
     def finish(self) -> Iterator[str]:
         if self.logged:
             yield from self.refresh()
-            yield from self.restart()
+            yield from self.sequences.restart(known=self.at_once)
         if self.watched:
             yield "END LOOP;"
         if self.watched or self.logged:
@@ -255,60 +250,13 @@ END"""
 END IF;"""
         if not self.logged:
             yield from self.refresh()
-            yield from self.restart()
-
-    def wait_for_writers(self) -> Iterator[str]:
-        if not any(isinstance(step, Empty) and step.groups for step in self.plan.steps):
-            return  # TRUNCATE's lock waits for everybody anyway
-        # With no transaction id in use there is no uncommitted row, and no need to ask who holds
-        # locks. A snapshot does not list ids from its xmax on; age() tells whether there are any.
-        yield f"""-- 2. rows that are not committed yet would appear after the clean
-here := pg_catalog.pg_current_snapshot();
-IF pg_catalog.pg_snapshot_xmin(here) <> pg_catalog.pg_snapshot_xmax(here)
-   OR pg_catalog.age(pg_catalog.pg_snapshot_xmax(here)::xid) <> 0 THEN
-    IF EXISTS (SELECT FROM pg_catalog.pg_locks l
-     WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
-       AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-       AND l.relation = ANY ({_oids(self.locks)})) THEN
-{self.lock(self.tables, "SHARE ROW EXCLUSIVE", "AccessShareLock,RowShareLock")}
-    END IF;
-END IF;"""
-
-    def lock(self, tables: Iterable[Relation], mode: str, harmless: str) -> str:
-        """Lock all of them, without ever making a deadlock of it."""
-        # Parents first, as most writers come by them: who waits for us then holds nothing that we
-        # want. Where one does, nobody gets on until we let go of all, and let it pass.
-        names = ", ".join(literal(self.facts(table).sql) for table in reversed([*tables]))
-        oids = _oids(self.locks)
-        return f"""since := pg_catalog.clock_timestamp();
-ignored := pg_catalog.set_config('lock_timeout', least({_TURN}, wait)::text, true);
-<<together>> LOOP BEGIN
-    FOREACH wanted IN ARRAY ARRAY[{names}] LOOP
-        LOOP BEGIN
-            EXECUTE 'LOCK TABLE ' || wanted || ' IN {mode} MODE';
-            EXIT;
-        EXCEPTION WHEN lock_not_available THEN
-            IF pg_catalog.clock_timestamp() - since
-                > pg_catalog.make_interval(secs => wait / 1000.0) THEN RAISE; END IF;
-            IF EXISTS (
-                SELECT FROM pg_catalog.pg_locks h JOIN pg_catalog.pg_locks w
-                    ON w.pid = h.pid AND NOT w.granted AND w.relation = ANY ({oids})
-                 WHERE h.granted AND h.relation = ANY ({oids}) AND h.mode <> ALL ('{{{harmless}}}')
-                   AND h.pid <> pg_catalog.pg_backend_pid())
-            THEN RAISE SQLSTATE '{_GIVE_WAY}'; END IF;
-        END; END LOOP;
-    END LOOP;
-    EXIT together;
-EXCEPTION WHEN SQLSTATE '{_GIVE_WAY}' THEN
-    PERFORM pg_catalog.pg_sleep(pg_catalog.random() * {_TURN} / 10000.0);
-END; END LOOP;
-ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
+            yield from self.sequences.restart(known=self.at_once)
 
     def scan(self) -> Iterator[str]:
         yield "-- 3. which tables hold rows"
         for step in self.plan.steps:
             if isinstance(step, Truncate) and step.tables:
-                yield self.lock(step.tables, "ACCESS EXCLUSIVE", "")
+                yield lock(self.names(step.tables), self.locks, "ACCESS EXCLUSIVE", "")
                 yield f"held := held || pg_catalog.array_fill(true, ARRAY[{len(step.tables)}]);"
             elif isinstance(step, Empty):
                 tables = [table for group in step.groups for table in group]
@@ -321,8 +269,8 @@ ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
         look, into = f"SELECT ARRAY[\n    {looks}],\n    pg_temp.cleaner_stamp()", "part, stamp"
         if self.at_once:
             look, into = f"{look}, {_NEWEST}", f"{into}, latest"
-            if self.plain_sequences:
-                look, into = f"{look},\n    {self.moved()}", f"{into}, restarted"
+            if self.sequences.plain:
+                look, into = f"{look},\n    {self.sequences.moved()}", f"{into}, restarted"
         yield from self.gate(tables, f"{look} INTO {into};")
         yield "held := held || part; seen := seen || stamp;"
 
@@ -330,7 +278,7 @@ ignored := pg_catalog.set_config('lock_timeout', wait::text, true);"""
         if not self.gated:
             yield look
             return
-        oids = _oids(leaf for table in tables for leaf in self.facts(table).leaves)
+        oids = oid_array(leaf for table in tables for leaf in self.facts(table).leaves)
         yield f"""IF EXISTS (SELECT FROM unnest({oids}) u(o) WHERE pg_catalog.pg_relation_size(u.o) > 0) THEN
 {look}
 ELSE part := pg_catalog.array_fill(false, ARRAY[{len(tables)}]); stamp := stamps[{self.chunks}];
@@ -338,7 +286,7 @@ END IF;"""
 
     def look(self, facts: Facts) -> str:
         # Rows that row-level security hides still take up pages.
-        return f"{_size(facts)} > 0" if facts.hidden else f"EXISTS (SELECT FROM {facts.sql})"
+        return f"{facts.size} > 0" if facts.hidden else f"EXISTS (SELECT FROM {facts.sql})"
 
     def check_freshness(self) -> Iterator[str]:
         stale = "latest <> known OR seen IS DISTINCT FROM stamps"
@@ -445,7 +393,7 @@ END IF;"""
             yield f"IF held[{i}] AND NOT done THEN done := pg_temp.truncate({table.key}, NULL); END IF;"
         elif not table.untruncatable:
             yield f"""IF held[{i}] AND NOT done THEN
-    IF {_size(facts)} > {_SMALL} THEN done := pg_temp.truncate({table.key}, {_size(facts)} / 8192); END IF;
+    IF {facts.size} > {truncation.SMALL} THEN done := pg_temp.truncate({table.key}, {facts.size} / 8192); END IF;
 END IF;"""
 
     def replica(self, step: Empty) -> Iterator[str]:
@@ -470,8 +418,8 @@ END IF;"""
             return
         switches = [pair for table in step.tables for pair in self.facts(table).truncate_switches]
         yield from (f"{off};" for off, _ in switches)
-        if self.plain_sequences:
-            yield f"restarted := {self.moved()};"
+        if self.sequences.plain:
+            yield f"restarted := {self.sequences.moved()};"
         # Nobody can add a foreign key while the locks are held, so since the fingerprint was
         # compared CASCADE can reach nothing that is not in the list.
         names = ", ".join(self.facts(table).sql for table in step.tables)
@@ -482,50 +430,6 @@ END IF;"""
         positions = ", ".join(str(self.position[table.key]) for table in step.tables)
         yield f"truncated := truncated || ARRAY[{positions}];"
         yield from (f"{on};" for _, on in reversed(switches))
-
-    def truncate_body(self) -> Iterator[str]:
-        allowed = _oids(
-            leaf
-            for table in self.tables
-            if not table.untruncatable
-            for leaf in self.facts(table).leaves
-        )
-        switches = [
-            (leaf, *pair)
-            for table in self.tables
-            for leaf in self.facts(table).leaves
-            for pair in self.facts(table).truncate_switches
-        ]
-        yield f"""-- truncate a table with all that refer to it; false where that reaches too far or is too dear
-DECLARE reached oid[]; names text; switch text;
-BEGIN
-WITH RECURSIVE referring(o) AS (
-    SELECT chosen UNION
-    SELECT k.conrelid FROM referring r JOIN pg_catalog.pg_constraint k
-        ON k.confrelid = r.o AND k.contype = 'f')
-SELECT pg_catalog.array_agg(o) INTO reached FROM referring;
-IF NOT reached <@ {allowed} THEN RETURN false; END IF;
-SELECT string_agg(CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass::text, ', ')
-  INTO names FROM pg_catalog.pg_class c WHERE c.oid = ANY (reached);
-IF pages IS NOT NULL THEN
-    IF pages * (1 + {_PRICE_OF_A_KEY} * (SELECT count(*) FROM pg_catalog.pg_constraint k
-            WHERE k.confrelid = chosen AND k.contype = 'f'))
-        < {_PAGES_PER_TRUNCATE} * pg_catalog.cardinality(reached) THEN RETURN false; END IF;
-    BEGIN  -- an idle reader would make TRUNCATE wait; DELETE is slower, but needs not
-        EXECUTE 'LOCK TABLE ' || names || ' IN ACCESS EXCLUSIVE MODE NOWAIT';
-    EXCEPTION WHEN lock_not_available THEN RETURN false;
-    END;
-END IF;"""
-        for column, order in (("off", ""), ("back", " DESC")):
-            if switches:
-                rows = ", ".join(
-                    f"({leaf}::oid, {literal(off)}, {literal(on)})" for leaf, off, on in switches
-                )
-                yield f"""FOR switch IN SELECT DISTINCT s.{column} FROM (VALUES {rows}) s(o, off, back)
-    WHERE s.o = ANY (reached) ORDER BY 1{order} LOOP EXECUTE switch; END LOOP;"""
-            if column == "off":
-                yield "EXECUTE 'TRUNCATE ' || names;"
-        yield "RETURN true;\nEND"
 
     def refresh(self) -> Iterator[str]:
         if not self.target.stale_views:
@@ -547,76 +451,3 @@ IF {emptied} OR pg_catalog.current_setting({setting}, true) IS DISTINCT FROM {st
     refreshed := refreshed || {i};
     ignored := pg_catalog.set_config({setting}, {state}, false);
 END IF; END IF; END IF;"""
-
-    def restart(self) -> Iterator[str]:
-        if not self.sequences:
-            return
-        yield "-- 7. sequences back to their START; setval comes last, since it can't be undone"
-        for i, sequence in enumerate(self.sequences, 1):
-            if sequence.key not in self.catalog.cached_sequences:
-                continue
-            # setval does not reach the values that other sessions have cached; RESTART does.
-            sql = qualified(sequence.schema, sequence.sequence)
-            start = self.catalog.sequence_starts[sequence.key]
-            yield f"""IF (SELECT s.is_called OR s.last_value <> {start} FROM {sql} s) THEN
-    ALTER SEQUENCE {sql} RESTART; restarted := restarted || {i};
-END IF;"""
-        if not self.plain_sequences:
-            return
-        if not self.at_once:
-            yield f"restarted := restarted || {self.moved()};"
-        keys, starts, positions = self.sequence_arrays()
-        yield f"""IF restarted <> '{{}}' THEN
-    PERFORM pg_catalog.setval(u.o, u.s, false) FROM unnest({keys}, {starts}, {positions}) u(o, s, i)
-      WHERE u.i = ANY (restarted);
-END IF;"""
-
-    def sequence_arrays(self) -> tuple[str, str, str]:
-        """Oids, STARTs and positions of the sequences that setval can put back."""
-        keys = [sequence.key for sequence in self.plain_sequences]
-        starts = [self.catalog.sequence_starts[key] for key in keys]
-        order = {sequence.key: i for i, sequence in enumerate(self.sequences, 1)}
-        return (
-            _oids(keys),
-            "'{" + ",".join(map(str, starts)) + "}'::int8[]",
-            "'{" + ",".join(str(order[key]) for key in keys) + "}'::int[]",
-        )
-
-    def moved(self) -> str:
-        """An expression: the positions of those that are not at their START."""
-        if self.catalog.version >= 180000:
-            keys, starts, positions = self.sequence_arrays()
-            return f"""ARRAY(SELECT u.i FROM unnest({keys}, {starts}, {positions}) u(o, s, i)
-        WHERE pg_catalog.pg_get_sequence_data(u.o)::text <> '(' || u.s || ',f)')"""
-        starts_of = self.catalog.sequence_starts
-        looks = "\n    UNION ALL ".join(
-            f"SELECT {i} FROM {qualified(s.schema, s.sequence)} q "
-            f"WHERE q.is_called OR q.last_value <> {starts_of[s.key]}"
-            for i, s in enumerate(self.sequences, 1)
-            if s in self.plain_sequences
-        )
-        return f"ARRAY({looks})"
-
-
-def _size(facts: Facts) -> str:
-    if not facts.partitioned:
-        return f"pg_catalog.pg_relation_size({facts.leaves[0]})"
-    return f"(SELECT sum(pg_catalog.pg_relation_size(u.o)) FROM unnest({_oids(facts.leaves)}) u(o))"
-
-
-def _oids(oids: Iterable[int]) -> str:
-    return "'{" + ",".join(map(str, oids)) + "}'::oid[]"
-
-
-def _dollars(body: str) -> str:
-    tag = "$cleaner$"
-    while tag in body:
-        tag = f"{tag[:-1]}_$"
-    return f"{tag}{body}{tag}"
-
-
-def _function(signature: str, returns: str, body: str) -> str:
-    return (
-        f"CREATE OR REPLACE FUNCTION pg_temp.{signature} RETURNS {returns}\n"
-        f"LANGUAGE plpgsql AS {_dollars(body)}"
-    )

@@ -15,15 +15,16 @@ from sqlalchemy.pool import NullPool
 
 from cleaner.dialects.base import Done, Guard, Health, Remains
 from cleaner.dialects.postgresql import failures
-from cleaner.dialects.postgresql.catalog import Catalog, discovery, parse, qualified, quote
+from cleaner.dialects.postgresql.catalog import Catalog, parse
+from cleaner.dialects.postgresql.discovery import discovery
 from cleaner.dialects.postgresql.program import (
     ADVISORY_LOCK,
     Outcome,
     Program,
     compile_plan,
-    literal,
     read,
 )
+from cleaner.dialects.postgresql.sql import literal, qualified, quote
 from cleaner.errors import Blocker, ProvisionError, SettingsError, StrategyRefusedError, Survivor
 from cleaner.retry import Stale
 from cleaner.spi import Database, Plan, Relation, Target
