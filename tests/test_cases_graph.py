@@ -223,8 +223,7 @@ def test_many_pages_never_make_truncate_reach_an_excluded_table(
 @ways(*AS_SUPERUSER)
 def test_an_excluded_parent_is_kept(database: Database, way: Way) -> None:
     database.execute(GRAPHS["chain"])
-    kept = {"kept": ["public.c"], "running": ["public.c_id_seq"]}
-    clean(database, way, exclude=["c"], **kept)
+    clean(database, way, exclude=["c"], kept=["public.c"], running=["public.c_id_seq"])
 
 
 @ways(AUTO, DELETE, REPLICA)

@@ -199,8 +199,7 @@ def test_what_belongs_to_an_extension_or_another_session_is_left_alone(
             CREATE TEMP TABLE heir () INHERITS (public.t); INSERT INTO pg_temp.t (up) VALUES (1);
             INSERT INTO heir VALUES (7)"""
         )
-        kept = {"kept": ["public.of_hstore"], "running": ["public.of_hstore_id_seq"]}
-        clean(database, way, **kept)
+        clean(database, way, kept=["public.of_hstore"], running=["public.of_hstore_id_seq"])
         assert other.execute("SELECT count(*) FROM pg_temp.t").fetchone() == (1,)
         assert other.execute("SELECT count(*) FROM heir").fetchone() == (1,)
     assert database.scalar("SELECT count(lo_unlink(oid)) FROM pg_largeobject_metadata") == 1

@@ -69,7 +69,7 @@ class Catalog:
 
 
 def parse(document: str) -> Catalog:
-    """Read the answer to :func:`cleaner.dialects.postgresql.discovery.discovery`."""
+    """Read the answer to :func:`.discovery.discovery`."""
     found = json.loads(document)
     rows = {row["key"]: row for row in found["relations"] or ()}
     leaves = _leaves(rows)
