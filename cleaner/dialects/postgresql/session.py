@@ -9,8 +9,9 @@ from cleaner.dialects.postgresql import activity, failures
 from cleaner.dialects.postgresql.catalog import Catalog, parse
 from cleaner.dialects.postgresql.connection import HeldConnection
 from cleaner.dialects.postgresql.discovery import discovery
-from cleaner.dialects.postgresql.program import Outcome, Program, compile_plan, read
+from cleaner.dialects.postgresql.program import Outcome, Program, read
 from cleaner.dialects.postgresql.sql import qualified, quote
+from cleaner.dialects.postgresql.writer import compile_plan
 from cleaner.errors import Blocker, ProvisionError, StrategyRefusedError, Survivor
 from cleaner.retry import Stale
 from cleaner.spi import Database, Plan, Relation, Target
