@@ -203,7 +203,8 @@ def _sequence(
         users=tuple(key for key in row["users"] or () if key in rows),  # not a temporary table
         refusal=""
         if row["may_reset"]
-        else f"role {user} may not reset it: GRANT SELECT, UPDATE ON SEQUENCE {sql} TO {quote(user)}",
+        else f"role {user} may not reset it: "
+        f"GRANT SELECT, UPDATE ON SEQUENCE {sql} TO {quote(user)}",
     )
 
 
