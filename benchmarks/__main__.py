@@ -33,8 +33,8 @@ def compare(bench: Bench, rounds: int) -> dict[str, Figure]:
         "ordered DELETE of all, one message": lambda: bench.connection.execute(bench.delete_all),
     }
     figures = take_turns(quick, bench.fill, rounds)
-    # TRUNCATE, and every change of session_replication_role, makes sessions plan anew, the minimum's
-    # too: they are measured apart, and compared by their times.
+    # TRUNCATE, and every change of session_replication_role, makes all sessions plan anew: these
+    # are measured apart, and compared by their times.
     slow: dict[str, Callable[[], object]] = {
         "a DELETE and a round trip per table": bench.recipe,
         "TRUNCATE of all": lambda: bench.connection.execute(bench.truncate_all),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -44,10 +45,8 @@ def worker_database(request: pytest.FixtureRequest) -> Iterator[Database]:
         url = request.getfixturevalue("disk_server").create_database("test")
     role = f"plain_{url.database}"
     database = Database(url, role)
-    try:
+    with suppress(psycopg.errors.DuplicateObject):
         database.execute(f"CREATE ROLE {role} LOGIN")
-    except psycopg.errors.DuplicateObject:
-        pass
     yield database
     database.close()
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.database import Database
@@ -102,7 +103,7 @@ def headings() -> list[str]:
 def provoked(database: Database) -> Iterator[errors.CleanerError]:
     """One error for each heading, in their order."""
 
-    def raised(**settings: object) -> errors.CleanerError:
+    def raised(**settings: Any) -> errors.CleanerError:
         with pytest.raises(errors.CleanerError) as caught, database.cleaner(**settings) as cleaner:
             cleaner.clean()
         return caught.value
@@ -133,6 +134,7 @@ def provoked(database: Database) -> Iterator[errors.CleanerError]:
 
 def test_the_headings_of_the_troubleshooting_are_what_is_raised(database: Database) -> None:
     for heading, error in zip(headings(), provoked(database), strict=False):
-        literal = re.split(r"'[^']*'|\d+(?:\.\d+)?|\([^)]*\)|(?<=role )\w+|app_test|\.\.\.", heading)
+        filled_in = r"'[^']*'|\d+(?:\.\d+)?|\([^)]*\)|(?<=role )\w+|app_test|\.\.\."
+        literal = re.split(filled_in, heading)
         assert re.match(".*?".join(map(re.escape, literal)), str(error)), (heading, str(error))
         assert error.remedy
