@@ -30,9 +30,7 @@ SERVERS = ["embedded", "disk"] if _disk_binaries() else ["embedded"]
 
 @pytest.fixture(scope="session")
 def disk_server() -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(
-        bin_directory=_disk_binaries(), options={"max_prepared_transactions": "10"}
-    ) as server:
+    with EmbeddedPostgres(bin_directory=_disk_binaries()) as server:
         yield server
 
 

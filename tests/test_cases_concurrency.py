@@ -70,8 +70,6 @@ def test_an_uncommitted_writer_is_found_by_every_strategy(database: Database, wa
 
 @ways(*AS_SUPERUSER)
 def test_rows_of_a_prepared_transaction_are_found(database: Database, way: Way) -> None:
-    if not int(database.scalar("SHOW max_prepared_transactions")):
-        pytest.skip("max_prepared_transactions = 0")
     database.execute(TABLES)
     gid = f"cleaner {database.name}"
     with database.transaction() as writer:

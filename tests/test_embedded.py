@@ -165,7 +165,7 @@ def test_upper_knows_all_letters_and_the_order_is_by_code_point(server: Embedded
 
 def test_it_is_set_for_speed_and_for_large_schemas(server: EmbeddedPostgres) -> None:
     assert ask(server.url(), "SHOW fsync") == "off"
-    assert ask(server.url(), "SHOW max_locks_per_transaction") == "256"
+    assert ask(server.url(), "SHOW max_locks_per_transaction") == "1024"
 
 
 def test_the_clients_environment_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -89,7 +90,12 @@ def _serve(
     initdb += ["-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
     subprocess.run([*initdb, *_character_types(version)], check=True, timeout=_PATIENCE, **spawn)
     for _ in range(5):
-        settings = {"port": _free_port(), "unix_socket_directories": directory, **job["settings"]}
+        settings = {
+            "port": _free_port(),
+            "unix_socket_directories": directory,
+            "max_files_per_process": _open_files(),
+            **job["settings"],
+        }
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.writelines(f"{n} = {_quoted(v)}\n" for n, v in settings.items())
         server = subprocess.Popen([binaries / "postgres", "-D", data], **spawn)
@@ -99,6 +105,17 @@ def _serve(
         if "could not create any TCP/IP sockets" not in tail(directory):
             break  # it was not about the port, which another process may take before the server
     raise RuntimeError(f"postgres ended with exit code {server.returncode}")
+
+
+def _open_files() -> int:
+    """Let each server process keep as many files open as it may: a thousand tables are thousands
+    of files, and the default makes it open and close them in turns. Return how many that are.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 10_000 if hard == resource.RLIM_INFINITY else min(hard, 10_000)
+    if soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    return max(1000, enough - 1000)
 
 
 def _copy(binaries: Path, into: Path, uid: int, gid: int) -> Path:

@@ -54,7 +54,9 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "dynamic_shared_memory_type": "mmap",  # a killed server leaves none outside of the directory
     "max_connections": "200",
-    "max_locks_per_transaction": "256",  # one TRUNCATE of a thousand tables
+    # For one TRUNCATE of a thousand tables; and from PostgreSQL 18 on, so many locks are cheap.
+    "max_locks_per_transaction": "1024",
+    "max_prepared_transactions": "20",
 }
 _URL_INSTEAD = 'set `url = "postgresql+psycopg://localhost/app_test"` under [tool.cleaner]'
 

@@ -38,7 +38,7 @@ class Sequences:
         """An expression: the positions of the plain ones that are not at their START."""
         if self._version >= 180000:
             return f"""ARRAY(SELECT u.i FROM unnest({self._arrays()}) u(o, s, i)
-        WHERE pg_catalog.pg_get_sequence_data(u.o)::text <> '(' || u.s || ',f)')"""
+        WHERE NOT pg_catalog.pg_get_sequence_data(u.o) = ROW(u.s, false))"""
         looks = "\n    UNION ALL ".join(
             f"SELECT {i} FROM {qualified(s.schema, s.sequence)} q "
             f"WHERE q.is_called OR q.last_value <> {self._starts[s.key]}"

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from math import isqrt
 
 from cleaner.dialects.postgresql import truncation
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
@@ -36,10 +37,10 @@ from cleaner.dialects.postgresql.program import (
 from cleaner.dialects.postgresql.sequences import Sequences
 from cleaner.dialects.postgresql.sql import dollars, function, literal, oid_array, qualified, quote
 from cleaner.graph import reachable
-from cleaner.spi import Empty, Plan, Relation, Sequence, Target, Truncate
+from cleaner.spi import Empty, Plan, Relation, Restart, Sequence, Target, Truncate
 
 _CHUNK = 128  # tables per expression: one that is altered costs the planning of so many
-_SKIPPED = 12  # groups per condition: a clean steps over so many at once
+_SKIPPED = 12  # groups per condition at least: a clean steps over so many at once
 # A relation's size is found without keeping its file open, the look for a row is not: beyond
 # this share of max_files_per_process the server would open and close a file for each look.
 _OPEN_FILES = 0.5
@@ -86,11 +87,11 @@ class _Writer:
         self.watched = any(self.facts(table).watched for table in self.tables) or (
             self.logged and not self.truncates
         )
-        # One expression for all there is to look at: a statement costs as much as five looks.
+        # All there is to look at in one expression: a statement costs as much as five looks.
         self.at_once = (
-            0 < len(self.tables) <= _CHUNK
+            bool(self.tables)
             and not (self.gated or self.watched or self.logged or self.truncates)
-            and sum(isinstance(step, Empty) for step in plan.steps) == 1
+            and all(isinstance(step, (Empty, Restart)) for step in plan.steps)
         )
 
     def facts(self, table: Relation) -> Facts:
@@ -211,7 +212,7 @@ END IF;"""
         self.chunks += 1
         looks = ",\n    ".join(self.look(self.facts(table)) for table in tables)
         look, into = f"SELECT ARRAY[\n    {looks}],\n    pg_temp.cleaner_stamp()", "part, stamp"
-        if self.at_once:
+        if self.at_once and self.chunks == 1:
             look, into = f"{look}, {_NEWEST}", f"{into}, latest"
             if self.sequences.plain:
                 look, into = f"{look},\n    {self.sequences.moved()}", f"{into}, restarted"
@@ -246,8 +247,9 @@ END IF;"""
 
     def empty(self, step: Empty) -> Iterator[str]:
         # A condition costs a microsecond: one for every few groups lets the others be skipped.
-        for start in range(0, len(step.groups), _SKIPPED):
-            groups = step.groups[start : start + _SKIPPED]
+        many = max(_SKIPPED, isqrt(len(step.groups)))
+        for start in range(0, len(step.groups), many):
+            groups = step.groups[start : start + many]
             first, last = (self.position[groups[0][0].key], self.position[groups[-1][-1].key])
             yield f"IF true = ANY (held[{first}:{last}]) THEN"
             for group in groups:
