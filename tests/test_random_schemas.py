@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import observe
 from support.database import STRATEGIES, Database
 from support.random_schema import Schema, schemas
 
 from cleaner import Cleaner
+from cleaner.errors import StrategyRefusedError
 
 EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "150"))
 
@@ -43,7 +44,11 @@ def test_nothing_is_left_of_any_rows_in_any_schema(
     strategy: str, database: Database, cleaners: dict[tuple[str, bool], Cleaner]
 ) -> None:
     @settings(
-        max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=EXAMPLES,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
     )
     @given(schemas(), st.booleans(), st.booleans())
     def check(schema: Schema, plain: bool, twice: bool) -> None:
@@ -60,7 +65,13 @@ def test_nothing_is_left_of_any_rows_in_any_schema(
                     if schema.rows:
                         connection.execute(";".join(schema.rows).encode())
                     held = {name for name, count in observe.counts(connection).items() if count}
-                    report = cleaner.clean()
+                    try:
+                        report = cleaner.clean()
+                    except StrategyRefusedError as refusal:
+                        # The one thing that can't be deleted from, whatever one tries.
+                        if strategy in ("delete", "replica") and "GENERATED ALWAYS" in refusal.what:
+                            return
+                        raise
                     left = {n: c for n, c in observe.counts(connection).items() if c}
                     assert not left, (held, report)
                     assert not [

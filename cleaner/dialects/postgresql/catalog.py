@@ -80,6 +80,13 @@ def parse(document: str) -> Catalog:
         for key, row in rows.items()
         if row["kind"] in "rp"
     }
+    keys = [key for key in found["foreign_keys"] or () if key[1] in rows and key[2] in rows]
+    for name, child, parent, *_, impossible in keys:
+        for leaf in leaves[parent] if impossible else ():
+            rows[leaf]["undeletable"] = (
+                f"foreign key {name} of {rows[child]['table']} would set an identity column "
+                "that is GENERATED ALWAYS to NULL, so the server refuses DELETE"
+            )
     return Catalog(
         database=Database(
             name=found["name"],
@@ -100,8 +107,7 @@ def parse(document: str) -> Catalog:
             ),
             foreign_keys=tuple(
                 ForeignKey(name, child, parent, tuple(columns), _ACTIONS[action], deferrable)  # type: ignore[arg-type]
-                for name, child, parent, action, deferrable, columns in found["foreign_keys"] or ()
-                if child in rows and parent in rows
+                for name, child, parent, action, deferrable, columns, _ in keys
             ),
             sequences=tuple(
                 _sequence(row, rows, found["user"], default) for row in found["sequences"] or ()
@@ -153,6 +159,8 @@ def _relation(
                 f"role {user} may not use its schema: "
                 f"GRANT USAGE ON SCHEMA {quote(row['schema'])} TO {quote(user)}"
             )
+        elif row.get("undeletable"):
+            undeletable = row["undeletable"]
         elif not (row["may_select"] and row["may_delete"]):
             undeletable = (
                 f"role {user} may not delete from it: "

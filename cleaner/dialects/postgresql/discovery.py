@@ -130,7 +130,10 @@ SELECT pg_catalog.json_build_object(
     'foreign_keys', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
         k.conname, k.conrelid::int8, k.confrelid::int8, k.confdeltype, k.condeferrable,
         (SELECT pg_catalog.json_agg(a.attname) FROM pg_catalog.pg_attribute a
-          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey))) ORDER BY k.oid)
+          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)),
+        k.confdeltype = 'n' AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
+          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND a.attidentity = 'a'))
+        ORDER BY k.oid)
         FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0),
     'deferrable', EXISTS (SELECT FROM pg_catalog.pg_constraint
                            WHERE contype IN ('f', 't') AND condeferrable),
