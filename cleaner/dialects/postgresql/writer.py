@@ -136,7 +136,7 @@ class _Writer:
                 *(view.key for view in self.target.stale_views),
                 *self.sequences.cached,
             ),
-            exclusive=any(isinstance(step, Truncate) for step in self.plan.steps),
+            exclusive=self.truncates,
         )
 
     def body(self) -> Iterator[str]:
@@ -324,8 +324,9 @@ END IF;"""
         for child in children:
             if child.key == table.key:
                 continue
+            said = literal(f"cleaner: {child.name} was written to")
             yield f"""IF NOT held[{self.position[child.key]}] THEN IF {self.look(self.facts(child))} THEN
-    RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = 'cleaner: {child.key} was written to';
+    RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = {said};
 END IF; END IF;"""
 
     def consider_truncate(self, table: Relation) -> Iterator[str]:
