@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import URL, Engine
 
@@ -22,9 +22,11 @@ from cleaner.errors import (
     StrategyRefusedError,
 )
 from cleaner.metadata import Models
-from cleaner.selection import select
+from cleaner.selection import named_tables, select
 from cleaner.settings import Settings
 from cleaner.spi import Plan, Report, Target
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class _Prepared:
     target: Target
     plan: Plan
     program: Any
+
+
+@dataclass(frozen=True)
+class _Trial(Generic[Result]):
+    """What came of trying until it worked."""
+
+    result: Result
+    attempts: int
+    terminated: tuple[str, ...]
 
 
 class Cleaner:
@@ -96,40 +107,44 @@ class Cleaner:
         """
         with self._session.mutex:
             started, trips = time.perf_counter(), self._session.round_trips
-            attempts = 0
-            terminated: list[str] = []
-
-            def attempt() -> Done:
-                nonlocal attempts
-                attempts += 1
-                try:
-                    return self._run(self._slices[attempts - 1])
-                except retry.LockWait as wait:
-                    ended = self._blocked(wait, last=attempts == len(self._slices))
-                    terminated.extend(ended)
-                    raise
-
-            try:
-                done = self._retrying(attempt)
-            except retry.Conflict as conflict:
-                raise RetriesExhaustedError(
-                    f"Cleaning {self._target.database.name} failed {attempts} times: {conflict}",
-                    "other sessions go on writing while it is cleaned",
-                    "stop background writers before clean(), or retries = 20",
-                ) from conflict
+            trial = self._tried(self._run)
             assert self._prepared is not None
+            done = trial.result
             return Report(
                 strategy=self._strategy.name,
                 tables=done.tables,
                 sequences=done.sequences,
                 seconds=time.perf_counter() - started,
-                attempts=attempts,
+                attempts=trial.attempts,
                 round_trips=self._session.round_trips - trips,
                 truncated=done.truncated,
                 refreshed=done.refreshed,
-                terminated=tuple(terminated),
+                terminated=trial.terminated,
                 warnings=self._prepared.plan.warnings,
             )
+
+    def _tried(self, work: Callable[[int], Result]) -> _Trial[Result]:
+        """Try ``work``, which is given the milliseconds it may wait for a lock."""
+        attempts = 0
+        terminated: list[str] = []
+
+        def attempt() -> Result:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return work(self._slices[attempts - 1])
+            except retry.LockWait as wait:
+                terminated.extend(self._blocked(wait, last=attempts == len(self._slices)))
+                raise
+
+        try:
+            return _Trial(self._retrying(attempt), attempts, tuple(terminated))
+        except retry.Conflict as conflict:
+            raise RetriesExhaustedError(
+                f"Cleaning {self._target.database.name} failed {attempts} times: {conflict}",
+                "other sessions go on writing while it is cleaned",
+                "stop background writers before clean(), or retries = 20",
+            ) from conflict
 
     def _run(self, wait: int) -> Done:
         for _ in range(4):
@@ -182,7 +197,14 @@ class Cleaner:
         return self._prepared
 
     def _planned(self, known: tuple[frozenset[str], ...]) -> _Prepared:
-        target = select(self._session.look(), self._models.tables(), self.settings)
+        target = self._selected()
+        if target.database.lost:
+            raise SchemaChangedError(
+                f"The baseline of {target.database.name} can't be restored: "
+                f"{'; '.join(target.database.lost)}, is not in the schema any more.",
+                "a test, or a migration, has changed the schema since capture()",
+                'strategy = "recreate" for such tests; or capture() again, or release()',
+            )
         refusal = self._strategy.refusal(target)
         if refusal:
             raise StrategyRefusedError(
@@ -204,6 +226,48 @@ class Cleaner:
             self._prepared = None
             return self._prepare().plan
 
+    def _selected(self) -> Target:
+        return select(self._session.look(), self._models.tables(), self.settings)
+
+    # -- baselines ------------------------------------------------------------------------
+
+    def capture(self, tables: Iterable[str] | None = None) -> None:
+        """From now on the baseline is what the database holds at this moment.
+
+        That is every row of every table of the target, and the position of every sequence; with
+        ``tables`` (names or patterns) of those only, the others keep the baseline they had. The
+        rows are kept in a schema ``cleaner_baseline`` of the same database, so that every Cleaner
+        of it, in whatever process, restores them, also after a crash, until :meth:`release`.
+
+        Waits for uncommitted writers. All or nothing. Raises StrategyRefusedError where rows could
+        not be put back by this role, SettingsError where ``tables`` names none of the target's,
+        and what :meth:`clean` raises for a lock or a conflict.
+        """
+        if isinstance(tables, str):
+            raise SettingsError(
+                f"capture() was given the string {tables!r}.",
+                "one table was meant",
+                f"cleaner.capture(tables=[{tables!r}])",
+            )
+        named = None if tables is None else tuple(tables)
+        with self._session.mutex:
+
+            def attempt(wait: int) -> None:
+                target = self._selected()
+                chosen = target.tables if named is None else named_tables(target, named)
+                self._session.capture(target, chosen, wait)
+
+            self._tried(attempt)
+            self._prepared = None
+
+    def release(self) -> None:
+        """Forget what was captured: from now on the baseline is no rows. Leaves nothing of ours
+        in the database, and all rows as they are.
+        """
+        with self._session.mutex:
+            self._tried(self._session.release)
+            self._prepared = None
+
     @property
     def server(self) -> str:
         """The kind and version of the server, for instance ``postgresql 18.6``."""
@@ -224,7 +288,7 @@ class Cleaner:
         Raises NotCleanError where one is not at its baseline. Knows nothing of earlier cleans.
         """
         with self._session.mutex:
-            target = select(self._session.look(), self._models.tables(), self.settings)
+            target = self._selected()
             remains = self._session.remains(target)
             if remains.survivors or remains.sequences:
                 raise NotCleanError.of(remains.survivors, remains.sequences)

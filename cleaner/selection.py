@@ -44,6 +44,26 @@ def select(database: Database, models: frozenset[TableName] | None, settings: Se
     return chosen.target()
 
 
+def named_tables(target: Target, patterns: Iterable[str]) -> tuple[Relation, ...]:
+    """Those tables of the target that the names or patterns mean, in its order.
+
+    Raises SettingsError for one that means none.
+    """
+    chosen: set[int] = set()
+    for pattern in patterns:
+        meant = {t.key for t in target.tables if _matches([pattern], t.schema, t.table)}
+        if not meant:
+            near = get_close_matches(pattern, [table.name for table in target.tables], 1)
+            raise SettingsError(
+                f"{pattern!r} matches no table of the target in {target.database.name}"
+                + (f"; did you mean {near[0]!r}?" if near else "."),
+                "a misspelt name, or the table is excluded",
+                f'tables=["{near[0] if near else "table"}"]',
+            )
+        chosen |= meant
+    return tuple(table for table in target.tables if table.key in chosen)
+
+
 def _spellings(schema: str, name: str) -> tuple[str, str]:
     return name, f"{schema}.{name}"
 

@@ -45,6 +45,7 @@ class Relation:
     that a view is made from. ``undeletable`` and ``untruncatable`` say why the statement can't
     serve on this table, and are empty where it can. ``swallows`` means that a plain DELETE
     would leave rows behind in silence (a rule, row-level security) unless that is switched off.
+    ``captured`` is the number of rows of its baseline.
     """
 
     key: int
@@ -60,16 +61,20 @@ class Relation:
     swallows: bool = False
     bookkeeping: bool = False
     foreign_owned: str = ""
+    captured: int = 0
 
 
 @dataclass(frozen=True)
 class ForeignKey:
-    """A constraint of ``child`` to ``parent`` (keys of relations) over the child's ``columns``."""
+    """A constraint of ``child`` to ``parent`` (keys of relations): the child's ``columns`` hold
+    what is in the parent's ``referred``.
+    """
 
     name: str
     child: int
     parent: int
     columns: tuple[str, ...]
+    referred: tuple[str, ...]
     on_delete: Action = "no action"
     deferrable: bool = False
 
@@ -94,7 +99,8 @@ class Database:
     """What a live database holds, and what this role may do there.
 
     ``fingerprint`` changes whenever anything in here does. ``no_replica`` says why foreign keys
-    and triggers can't be switched off for a session, and is empty where they can.
+    and triggers can't be switched off for a session, and is empty where they can. ``lost`` names
+    what was captured and is not in the schema any more.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Database:
     search_path: tuple[str, ...]
     fingerprint: str
     no_replica: str = ""
+    lost: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     sequences: tuple[Sequence, ...] = ()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import URL
 
 from cleaner.errors import Blocker, Survivor
-from cleaner.spi import Database, Plan, Target
+from cleaner.spi import Database, Plan, Relation, Target
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ class Session(Protocol):
 
     def remains(self, target: Target) -> Remains:
         """Count rows and look at sequences, without regard to what was cleaned."""
+
+    def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
+        """Make the rows of ``tables``, which are of the target, and the positions of its
+        sequences the baseline; ``wait`` as for :meth:`run`. All or nothing.
+        """
+
+    def release(self, wait: int) -> None:
+        """Forget all that was captured: the baseline is no rows."""
 
     def blockers(self, program: Any) -> tuple[Blocker, ...]:
         """Who holds locks that keep ``program`` from running."""

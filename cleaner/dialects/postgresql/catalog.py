@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cleaner.dialects.postgresql.discovery import DELETE, TRUNCATE
+from cleaner.dialects.postgresql.baseline import Baseline, Captured
+from cleaner.dialects.postgresql.discovery import DELETE, INSERT, TRUNCATE, UPDATE
 from cleaner.dialects.postgresql.sql import oid_array, qualified, quote
 from cleaner.graph import reachable
 from cleaner.spi import Database, ForeignKey, Relation, Sequence
@@ -30,7 +30,9 @@ class Facts:
     again what would interfere with the statement: triggers, rules, forced row-level security;
     ``replica_switches`` what would even under ``session_replication_role = replica``.
     ``hidden`` are rows that this role can't see, ``watched`` triggers that it can't switch off,
-    since the table belongs to another.
+    since the table belongs to another. ``captured`` says which rows are its baseline, None where
+    that is none; the switches are then those for INSERT and UPDATE too. ``unrestorable`` is why
+    this role could not put rows back, with the remedy.
     """
 
     sql: str
@@ -42,6 +44,8 @@ class Facts:
     truncate_switches: tuple[tuple[str, str], ...] = ()
     replica_switches: tuple[tuple[str, str], ...] = ()
     watched: tuple[str, ...] = ()
+    captured: Captured | None = None
+    unrestorable: str = ""
 
     @property
     def size(self) -> str:
@@ -58,25 +62,24 @@ class Catalog:
 
     database: Database
     facts: dict[int, Facts]
-    sequence_starts: dict[int, int]
+    sequence_positions: dict[int, tuple[int, bool]]
     cached_sequences: frozenset[int]
     version: int
-    newest: int
+    baseline: Baseline | None
     deferrable: bool
     open_files: int
     temporary: bool
     event_trigger: str
 
 
-def parse(document: str) -> Catalog:
+def parse(found: dict[str, Any], baseline: Baseline | None = None) -> Catalog:
     """Read the answer to :func:`.discovery.discovery`."""
-    found = json.loads(document)
     rows = {row["key"]: row for row in found["relations"] or ()}
     leaves = _leaves(rows)
     path = tuple(found["search_path"])
     default = path[0] if path else ""
     facts = {
-        key: _facts(row, rows, leaves[key], found["replica"])
+        key: _facts(row, rows, leaves[key], found, baseline.captured(row) if baseline else None)
         for key, row in rows.items()
         if row["kind"] in "rp"
     }
@@ -95,31 +98,43 @@ def parse(document: str) -> Catalog:
             search_path=path,
             fingerprint=found["fingerprint"],
             no_replica=_no_replica(found),
+            lost=baseline.lost if baseline else (),
             relations=tuple(
                 _relation(
                     row,
                     [rows[leaf] for leaf in leaves[key]],
-                    facts[key].watched if key in facts else (),
+                    facts.get(key),
                     found["user"],
                     default,
                 )
                 for key, row in rows.items()
             ),
             foreign_keys=tuple(
-                ForeignKey(name, child, parent, tuple(columns), _ACTIONS[action], deferrable)  # type: ignore[arg-type]
-                for name, child, parent, action, deferrable, columns, _ in keys
+                ForeignKey(
+                    name,
+                    child,
+                    parent,
+                    tuple(columns),
+                    tuple(referred),
+                    _ACTIONS[action],  # type: ignore[arg-type]
+                    deferrable,
+                )
+                for name, child, parent, action, deferrable, columns, referred, _ in keys
             ),
             sequences=tuple(
                 _sequence(row, rows, found["user"], default) for row in found["sequences"] or ()
             ),
         ),
         facts=facts,
-        sequence_starts={row["key"]: row["start"] for row in found["sequences"] or ()},
+        sequence_positions={
+            row["key"]: (baseline.position(row) if baseline else None) or (row["start"], False)
+            for row in found["sequences"] or ()
+        },
         cached_sequences=frozenset(
             row["key"] for row in found["sequences"] or () if row["cached"] and row["owned"]
         ),
         version=found["version_num"],
-        newest=found["newest"],
+        baseline=baseline,
         deferrable=found["deferrable"],
         open_files=found["files"],
         temporary=found["temporary"],
@@ -147,7 +162,7 @@ def _no_replica(found: dict[str, Any]) -> str:
 def _relation(
     row: dict[str, Any],
     leaves: list[dict[str, Any]],
-    watched: tuple[str, ...],
+    facts: Facts | None,
     user: str,
     default: str,
 ) -> Relation:
@@ -173,8 +188,8 @@ def _relation(
             )
         elif row["hidden"] and not row["owned"]:
             undeletable = f"row-level security hides rows of it from role {user}"
-        elif row["rules"] and not row["owned"]:
-            undeletable = f"the rule {row['rules'][0][0]} rewrites DELETE, and {user} is not owner"
+        elif (rules := _rules(row, DELETE)) and not row["owned"]:
+            undeletable = f"the rule {rules[0][0]} rewrites DELETE, and {user} is not owner"
         if row["may_use"] and not row["may_truncate"]:
             untruncatable = (
                 f"role {user} may not truncate it: GRANT TRUNCATE ON {sql} TO {quote(user)}"
@@ -192,9 +207,10 @@ def _relation(
         reads=tuple(row["reads"] or ()),
         undeletable=undeletable,
         untruncatable=untruncatable,
-        swallows=bool(row["hidden"] or row["rules"] or watched),
+        swallows=bool(row["hidden"] or _rules(row, DELETE) or (facts and facts.watched)),
         bookkeeping=row["alembic"],
         foreign_owned=f"extension {row['extension']}" if row["extension"] else "",
+        captured=facts.captured.rows if facts and facts.captured else 0,
     )
 
 
@@ -226,54 +242,79 @@ def _leaves(rows: dict[int, dict[str, Any]]) -> dict[int, tuple[int, ...]]:
 
 
 def _facts(
-    row: dict[str, Any], rows: dict[int, dict[str, Any]], leaves: tuple[int, ...], replica: bool
+    row: dict[str, Any],
+    rows: dict[int, dict[str, Any]],
+    leaves: tuple[int, ...],
+    found: dict[str, Any],
+    captured: Captured | None,
 ) -> Facts:
     sql = qualified(row["schema"], row["table"])
     partitioned = row["kind"] == "p"
-    fires = "RA" if replica else "OA"  # as the session's replication role is by default
+    fires = "RA" if found["replica"] else "OA"  # as the session's replication role is by default
+    owned = row["owned"]
+    touched = INSERT | UPDATE | DELETE
+    written = touched if captured else DELETE
     triggers = [
         (rows[leaf], name, enabled, events)
         for leaf in leaves
         for name, enabled, events in rows[leaf]["triggers"] or ()
     ]
 
-    def switches(event: int, modes: str) -> Iterable[tuple[str, str]]:
-        for leaf, name, enabled, events in triggers:
-            if events & event and enabled in modes and leaf["owned"]:
+    def switches(events: int, modes: str) -> Iterator[tuple[str, str]]:
+        for name, enabled in _rules(row, events) if owned else ():
+            if enabled in modes:
+                yield _switch(f"ALTER TABLE {sql}", "RULE", name, enabled)
+        for leaf, name, enabled, on in triggers:
+            if on & events and enabled in modes and leaf["owned"]:
                 table = qualified(leaf["schema"], leaf["table"])
                 yield _switch(f"ALTER TABLE ONLY {table}", "TRIGGER", name, enabled)
 
-    delete: list[tuple[str, str]] = []
-    owned = row["owned"]
+    def unswitchable(events: int) -> tuple[str, ...]:
+        return tuple(
+            name
+            for leaf, name, enabled, on in triggers
+            if on & events and enabled in fires and not leaf["owned"]
+        )
+
+    force: tuple[tuple[str, str], ...] = ()
     if row["hidden"] and owned:
-        delete.append(
+        force = (
             (
                 f"ALTER TABLE {sql} NO FORCE ROW LEVEL SECURITY",
                 f"ALTER TABLE {sql} FORCE ROW LEVEL SECURITY",
-            )
+            ),
         )
-    in_replica = [*delete]
-    for name, enabled in row["rules"] or () if owned else ():
-        pair = _switch(f"ALTER TABLE {sql}", "RULE", name, enabled)
-        if enabled in fires:
-            delete.append(pair)
-        if enabled in "RA":
-            in_replica.append(pair)
-    delete += switches(DELETE, fires)
-    in_replica += switches(DELETE, "RA")
+    unrestorable = ""
+    if names := unswitchable(touched):
+        unrestorable = (
+            f"trigger {names[0]} would fire, which only its owner {row['owner']} can prevent"
+        )
+    elif not owned and (rules := _rules(row, touched)):
+        unrestorable = f"only its owner {row['owner']} can switch off the rule {rules[0][0]}"
+    elif not (row["may_insert"] and row["may_update"]):
+        unrestorable = (
+            f"role {found['user']} may not write to it: "
+            f"GRANT INSERT, UPDATE ON {sql} TO {quote(found['user'])}"
+        )
     return Facts(
         sql=sql if partitioned else f"ONLY {sql}",
         leaves=leaves,
         partitioned=partitioned,
         hidden=row["hidden"] or not row["may_select"],
         owned=owned,
-        delete_switches=tuple(delete),
+        delete_switches=(*force, *switches(written, fires)),
         truncate_switches=tuple(switches(TRUNCATE, fires)),
-        replica_switches=tuple(in_replica),
-        watched=tuple(
-            name for leaf, name, enabled, _ in triggers if enabled in fires and not leaf["owned"]
-        ),
+        replica_switches=(*force, *switches(written, "RA")),
+        watched=unswitchable(DELETE),
+        captured=captured,
+        unrestorable=unrestorable,
     )
+
+
+def _rules(row: dict[str, Any], events: int) -> list[tuple[str, str]]:
+    """The names and modes of the rules that rewrite one of the commands."""
+    numbers = {"2": UPDATE, "3": INSERT, "4": DELETE}  # pg_rewrite.ev_type
+    return [(name, mode) for name, mode, event in row["rules"] or () if numbers[event] & events]
 
 
 def _switch(alter: str, noun: str, name: str, enabled: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from cleaner.dialects.base import Guard
 from cleaner.dialects.postgresql import failures
+from cleaner.dialects.postgresql.program import State
 from cleaner.errors import SettingsError
 
 # Of this session only. Whatever the role's defaults are: each statement sees what was committed
@@ -64,7 +65,7 @@ class HeldConnection:
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._reconnecting = False  # a server that was there may be restarting: wait for it
         # Per program on this connection: the state that its next call is given.
-        self.states: dict[str, tuple[str, str]] = {}
+        self.states: dict[str, State] = {}
         _held.add(self)
 
     def _connect(self) -> Connection:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-DELETE, TRUNCATE = 8, 32  # bits of pg_trigger.tgtype
+INSERT, DELETE, UPDATE, TRUNCATE = 4, 8, 16, 32  # bits of pg_trigger.tgtype
+BASELINE = "cleaner_baseline"  # the schema in which captured rows are kept
 
 # Changes whenever a table, key, trigger, rule, partition, sequence or publication does, and not
 # when rows do. The first user-made object has oid 16384 (FirstNormalObjectId); `hash_record_extended`
@@ -78,7 +79,8 @@ WITH visible AS (
              WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
                AND d.deptype = 'e') AS extension
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relpersistence <> 't'
+     WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', '{BASELINE}')
+       AND c.relpersistence <> 't'
 ), {_UNIDENTIFIED}
 SELECT pg_catalog.json_build_object(
     'name', pg_catalog.current_database(),
@@ -93,7 +95,7 @@ SELECT pg_catalog.json_build_object(
     'event_trigger', (SELECT min(evtname) FROM pg_catalog.pg_event_trigger
                        WHERE evtenabled <> 'D' AND evtevent <> 'login'),
     'temporary', pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY'),
-    'newest', (SELECT max(oid)::int8 FROM pg_catalog.pg_class),
+    'baseline', pg_catalog.to_regclass('{BASELINE}.baseline')::oid::int8,
     'fingerprint', {FINGERPRINT},
     'relations', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
         'key', c.oid::int8, 'schema', c.nspname, 'table', c.relname, 'kind', c.relkind,
@@ -106,6 +108,8 @@ SELECT pg_catalog.json_build_object(
         'may_use', pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'),
         'may_select', pg_catalog.has_table_privilege(c.oid, 'SELECT'),
         'may_delete', pg_catalog.has_table_privilege(c.oid, 'DELETE'),
+        'may_insert', pg_catalog.has_table_privilege(c.oid, 'INSERT'),
+        'may_update', pg_catalog.has_table_privilege(c.oid, 'UPDATE'),
         'may_truncate', pg_catalog.has_table_privilege(c.oid, 'TRUNCATE'),
         'unidentified', EXISTS (SELECT FROM pg_catalog.pg_publication)
             AND c.oid IN (SELECT leaf FROM unidentified),
@@ -114,12 +118,11 @@ SELECT pg_catalog.json_build_object(
         'triggers', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
                                 t.tgname, t.tgenabled, t.tgtype) ORDER BY t.tgname)
                        FROM pg_catalog.pg_trigger t
-                      WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-                        AND t.tgtype & {DELETE | TRUNCATE} <> 0),
+                      WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'),
         'rules', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
-                             r.rulename, r.ev_enabled) ORDER BY r.rulename)
+                             r.rulename, r.ev_enabled, r.ev_type) ORDER BY r.rulename)
                     FROM pg_catalog.pg_rewrite r
-                   WHERE r.ev_class = c.oid AND r.ev_type = '4' AND r.ev_enabled <> 'D'),
+                   WHERE r.ev_class = c.oid AND r.ev_type > '1' AND r.ev_enabled <> 'D'),
         'reads', (SELECT pg_catalog.json_agg(DISTINCT d.refobjid::int8)
                     FROM pg_catalog.pg_rewrite r
                     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass
@@ -129,8 +132,12 @@ SELECT pg_catalog.json_build_object(
         FROM visible c WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')),
     'foreign_keys', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(
         k.conname, k.conrelid::int8, k.confrelid::int8, k.confdeltype, k.condeferrable,
-        (SELECT pg_catalog.json_agg(a.attname) FROM pg_catalog.pg_attribute a
-          WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)),
+        (SELECT pg_catalog.json_agg(a.attname ORDER BY u.i)
+           FROM unnest(k.conkey) WITH ORDINALITY u(n, i) JOIN pg_catalog.pg_attribute a
+             ON a.attrelid = k.conrelid AND a.attnum = u.n),
+        (SELECT pg_catalog.json_agg(a.attname ORDER BY u.i)
+           FROM unnest(k.confkey) WITH ORDINALITY u(n, i) JOIN pg_catalog.pg_attribute a
+             ON a.attrelid = k.confrelid AND a.attnum = u.n),
         k.confdeltype = 'n' AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
           WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND a.attidentity = 'a'))
         ORDER BY k.oid)

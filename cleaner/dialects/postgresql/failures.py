@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
 from cleaner.dialects.postgresql.program import (
+    NEEDS_RELOAD,
     NEEDS_TRUNCATE,
     REACHES_OUTSIDE,
     SURVIVED,
@@ -22,7 +23,7 @@ from cleaner.errors import (
     StrategyRefusedError,
     Survivor,
 )
-from cleaner.retry import Conflict, LockWait
+from cleaner.retry import Conflict, LockWait, Transient
 from cleaner.settings import masked
 from cleaner.spi import Relation
 
@@ -32,6 +33,14 @@ _CONFLICTS = {
     "23503",  # foreign_key_violation: a concurrent writer's row
     "23001",  # restrict_violation, likewise
     "53200",  # out_of_memory: the lock table is full for the moment
+}
+_IN_THE_WAY = {
+    NEEDS_RELOAD,
+    "23505",  # unique_violation: rows that have swapped their values
+    "23P01",  # exclusion_violation, likewise
+    "23503",  # foreign_key_violation: a key was moved from one row to another
+    "23001",  # restrict_violation, likewise
+    "23514",  # check_violation: a row went to another partition
 }
 _LOCK_NOT_AVAILABLE = "55P03"
 _SCHEMA_CHANGES = {
@@ -66,6 +75,13 @@ def may_be_stale(error: Exception) -> bool:
     return sqlstate(error) in _SCHEMA_CHANGES
 
 
+def needs_reload(error: Exception, program: Program) -> bool:
+    """Whether captured rows are in each other's way, and have to be put back all anew."""
+    if not any(table.captured for table in program.tables):
+        return False
+    return sqlstate(error) in _IN_THE_WAY
+
+
 def is_missing_function(error: Exception, program: Program) -> bool:
     """Whether the session has lost our functions (DISCARD ALL, a pooler)."""
     message = str(error).partition("\n")[0]
@@ -77,11 +93,9 @@ def is_missing_function(error: Exception, program: Program) -> bool:
 def translate(error: Exception, program: Program, catalog: Catalog) -> Exception:
     """The error to raise for what the server said while ``program`` ran."""
     code, message = sqlstate(error), str(error)
+    if transient := passing(error):
+        return transient
     positions = [int(n) for n in re.findall(r"\d+", message.partition("{")[2].partition("}")[0])]
-    if code == _LOCK_NOT_AVAILABLE:
-        return LockWait(message)
-    if code in _CONFLICTS:
-        return Conflict(message.splitlines()[0])
     if code == SURVIVED:
         held = [
             (program.tables[i - 1], rows)
@@ -110,6 +124,23 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
             "a table that refers to it, directly or not, is excluded",
             f'exclude = ["{table.name}"]',
         )
+    return refused(error, catalog)
+
+
+def passing(error: Exception) -> Transient | None:
+    """The error if it may pass when tried again, else None."""
+    if sqlstate(error) == _LOCK_NOT_AVAILABLE:
+        return LockWait(str(error))
+    if sqlstate(error) in _CONFLICTS:
+        return Conflict(str(error).splitlines()[0])
+    return None
+
+
+def refused(error: Exception, catalog: Catalog) -> Exception:
+    """The error to raise for what no rule of ours explains."""
+    if transient := passing(error):
+        return transient
+    code, message = sqlstate(error), str(error)
     return CleanerError(
         f"The server refused to clean {catalog.database.name}: {message.splitlines()[0]} [{code}]",
         "a trigger that raises, or a privilege that the role lacks: "

@@ -8,15 +8,28 @@ from cleaner.spi import ForeignKey, Relation, Sequence
 
 ADVISORY_LOCK = int.from_bytes(b"cleaner", "big")
 # SQLSTATEs of our own; the message of each ends with positions in braces.
-REACHES_OUTSIDE, SURVIVED, NEEDS_TRUNCATE = "CL001", "CL002", "CL003"
+REACHES_OUTSIDE, SURVIVED, NEEDS_TRUNCATE, NEEDS_RELOAD = "CL001", "CL002", "CL003", "CL005"
+
+
+@dataclass(frozen=True)
+class State:
+    """What one call of the function tells the next on the same connection.
+
+    ``newest`` and ``stamps`` tell whether the schema has changed, ``horizon`` and ``own`` which
+    rows are younger than the last look at the captured ones.
+    """
+
+    newest: str = "0"
+    stamps: str = "{}"
+    horizon: str | None = None
+    own: str = "{}"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What the function did: positions in the plan's tables, sequences and views."""
 
-    newest: str
-    stamps: str
+    state: State
     held: tuple[int, ...]
     truncated: tuple[int, ...]
     restarted: tuple[int, ...]
@@ -35,10 +48,19 @@ class Program:
     outside: tuple[ForeignKey, ...]
     locks: tuple[int, ...]
     exclusive: bool
+    horizon: str | None
 
-    def call(self, wait: int, newest: str, stamps: str) -> str:
-        """One statement; ``wait`` in milliseconds, the others from the last outcome."""
-        return f"SELECT pg_temp.{self.name}({wait}, {newest}, '{stamps}')"
+    def first(self) -> State:
+        """What is known on a new connection."""
+        return State(horizon=self.horizon)
+
+    def call(self, wait: int, state: State, reload: bool = False) -> str:
+        """One statement; ``wait`` in milliseconds."""
+        horizon = "NULL" if state.horizon is None else f"'{state.horizon}'"
+        return (
+            f"SELECT pg_temp.{self.name}({wait}, {state.newest}, '{state.stamps}', {horizon}, "
+            f"'{state.own}', {reload})"
+        )
 
     @property
     def drop(self) -> str:
@@ -48,21 +70,20 @@ class Program:
         )
 
     def __str__(self) -> str:
-        return f"{self.create};\n{self.call(5000, '0', '{}')};"
+        return f"{self.create};\n{self.call(5000, self.first())};"
 
 
 def read(row: list[str] | None) -> Outcome | None:
     """Read the function's answer; None when the schema is not the one that was planned for."""
     if row is None:
         return None
-    newest, stamps, held, *positions = row
+    newest, stamps, held, *positions, horizon, own = row
     truncated, restarted, refreshed = (
         tuple(int(position) for position in array[1:-1].split(",") if position)
         for array in positions
     )
     return Outcome(
-        newest,
-        stamps,
+        State(newest, stamps, horizon, own),
         tuple(i for i, holds in enumerate(held[1::2], 1) if holds == "t") if "t" in held else (),
         truncated,
         restarted,

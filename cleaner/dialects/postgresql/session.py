@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from sqlalchemy import URL, Engine
 
 from cleaner.dialects.base import Done, Guard, Health, Remains
-from cleaner.dialects.postgresql import activity, failures
+from cleaner.dialects.postgresql import activity, baseline, capture, failures
 from cleaner.dialects.postgresql.catalog import Catalog, parse
 from cleaner.dialects.postgresql.connection import HeldConnection
 from cleaner.dialects.postgresql.discovery import discovery
@@ -29,8 +33,19 @@ class PostgresSession(HeldConnection):
     def look(self) -> Database:
         self._connect()
         version = self.engine.dialect.server_version_info or (14,)
-        self._catalog = parse(self.execute(discovery(version))[0][0])
+        found = json.loads(self.execute(discovery(version))[0][0])
+        self._catalog = parse(found, self._baseline(found) if found["baseline"] else None)
         return self._catalog.database
+
+    def _baseline(self, found: dict[str, Any]) -> baseline.Baseline | None:
+        stored = self.execute(baseline.STORED)
+        if not stored:
+            return None
+        keys = {(row["schema"], row["table"]): row["key"] for row in found["relations"] or ()}
+        names = baseline.names(stored[0][0])
+        columns = self.execute(baseline.columns_of(keys[name] for name in names if name in keys))
+        shape = baseline.shapes(columns[0][0])
+        return baseline.read(found["baseline"], stored[0][0], shape, keys)
 
     def _no_functions(self) -> str:
         """Why this role can't make the functions that clean, with the remedy; empty if it can."""
@@ -65,9 +80,8 @@ class PostgresSession(HeldConnection):
             sequence.name
             for sequence in target.sequences
             if self.execute(
-                "SELECT s.is_called OR s.last_value <> "
-                f"{self.catalog.sequence_starts[sequence.key]} "
-                f"FROM {qualified(sequence.schema, sequence.sequence)} s"
+                f"SELECT (s.last_value, s.is_called) <> "
+                f"{self.catalog.sequence_positions[sequence.key]} FROM {qualified(sequence.schema, sequence.sequence)} s"
             )[0][0]
         ]
         return Remains(
@@ -121,7 +135,7 @@ class PostgresSession(HeldConnection):
         if outcome is None:
             self.states.pop(program.name, None)
             raise Stale
-        self.states[program.name] = (outcome.newest, outcome.stamps)
+        self.states[program.name] = outcome.state
         return Done(
             tables=tuple(program.tables[i - 1].name for i in outcome.held),
             truncated=tuple(program.tables[i - 1].name for i in outcome.truncated),
@@ -129,17 +143,19 @@ class PostgresSession(HeldConnection):
             refreshed=tuple(program.views[i - 1].name for i in dict.fromkeys(outcome.refreshed)),
         )
 
-    def _call(self, program: Program, wait: int) -> Outcome | None:
+    def _call(self, program: Program, wait: int, reload: bool = False) -> Outcome | None:
         for _ in range(3):
             self._connect()
             if program.name not in self.states:
                 self.execute(program.create)
-                self.states[program.name] = ("0", "{}")
+                self.states[program.name] = program.first()
             try:
-                rows = self.execute(program.call(wait, *self.states[program.name]))
+                rows = self.execute(program.call(wait, self.states[program.name], reload))
             except KeyError:  # the connection was replaced, and its functions went with it
                 continue
             except self.driver_error as error:
+                if not reload and failures.needs_reload(error, program):
+                    return self._call(program, wait, reload=True)
                 if not failures.is_missing_function(error, program):
                     raise
                 self.states.clear()
@@ -150,6 +166,22 @@ class PostgresSession(HeldConnection):
             "a pooler between us and the server hands each statement to another session",
             "url: the server's own address, or the pooler's port for session pooling",
         )
+
+    # -- baselines ------------------------------------------------------------------------
+
+    def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
+        self._translated(lambda: capture.capture(self.execute, self.catalog, target, tables, wait))
+
+    def release(self, wait: int) -> None:
+        self._translated(lambda: capture.release(self.execute, wait))
+
+    def _translated(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except self.driver_error as error:
+            raise failures.refused(error, self.catalog) from error
+        finally:
+            self._catalog = None
 
     # -- other sessions -------------------------------------------------------------------
 

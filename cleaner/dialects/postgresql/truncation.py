@@ -22,7 +22,10 @@ def body(tables: Iterable[Relation], facts: Mapping[int, Facts]) -> Iterator[str
     """
     tables = tuple(tables)
     allowed = oid_array(
-        leaf for table in tables if not table.untruncatable for leaf in facts[table.key].leaves
+        leaf
+        for table in tables
+        if not (table.untruncatable or table.captured)
+        for leaf in facts[table.key].leaves
     )
     switches = [
         (leaf, *pair)

@@ -1,0 +1,220 @@
+"""Making what the database holds its baseline, and forgetting it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cleaner.dialects.postgresql.baseline import Captured, Column, columns_of, differ, shapes
+from cleaner.dialects.postgresql.catalog import Catalog
+from cleaner.dialects.postgresql.discovery import BASELINE
+from cleaner.dialects.postgresql.program import ADVISORY_LOCK
+from cleaner.dialects.postgresql.sql import literal, qualified, quote
+from cleaner.errors import StrategyRefusedError
+from cleaner.spi import Relation, Target
+
+Execute = Callable[..., list[tuple[Any, ...]]]
+_AT_ONCE = 200  # tables or sequences asked of in one statement
+
+
+def capture(
+    execute: Execute, catalog: Catalog, target: Target, tables: Iterable[Relation], wait: int
+) -> None:
+    """Make the rows of ``tables`` and the positions of their sequences the baseline; all of the
+    target's sequences where all of its tables are meant. All or nothing.
+
+    ``execute`` is :meth:`.connection.HeldConnection.execute`, whose errors it lets through;
+    ``wait`` bounds each wait for a lock, in milliseconds. Raises StrategyRefusedError where rows
+    could not be put back, or kept.
+    """
+    with _transaction(execute, wait):
+        _Capture(execute, catalog, target, tuple(tables)).run()
+
+
+def release(execute: Execute, wait: int) -> None:
+    """Remove every captured row. Harmless where there is none."""
+    with _transaction(execute, wait):
+        execute(f"DROP SCHEMA IF EXISTS {BASELINE} CASCADE", True)
+
+
+@contextmanager
+def _transaction(execute: Execute, wait: int) -> Iterator[None]:
+    execute("BEGIN")
+    try:
+        execute(f"SET LOCAL lock_timeout = {wait}", True)
+        execute(f"SELECT pg_catalog.pg_advisory_xact_lock({ADVISORY_LOCK})", True)
+        yield
+        execute("COMMIT", True)
+    except BaseException:
+        execute("ROLLBACK")
+        raise
+
+
+class _Capture:
+    def __init__(
+        self,
+        execute: Execute,
+        catalog: Catalog,
+        target: Target,
+        tables: tuple[Relation, ...],
+    ) -> None:
+        self._execute = execute
+        self.catalog, self.tables = catalog, tables
+        keys = {table.key for table in tables}
+        everything = len(tables) == len(target.tables)
+        self.sequences = [
+            sequence
+            for sequence in target.sequences
+            if everything or sequence.owner in keys or keys & {*sequence.users}
+        ]
+
+    def execute(self, sql: str) -> list[tuple[Any, ...]]:
+        return self._execute(sql, True)
+
+    def run(self) -> None:
+        if self.tables:
+            # Parents first, as most writers come by them.
+            names = ", ".join(self.catalog.facts[t.key].sql for t in reversed(self.tables))
+            self.execute(f"LOCK TABLE {names} IN SHARE MODE")
+        for table in self.tables:
+            if self.catalog.facts[table.key].hidden and self.catalog.facts[table.key].owned:
+                self.execute(f"ALTER TABLE {self._name(table)} NO FORCE ROW LEVEL SECURITY")
+        filled = [table for table in self.tables if self._holds_rows(table)]
+        self._refuse(filled)
+        kept_tables, kept_sequences, horizon = self._make_room()
+        shape = shapes(self.execute(columns_of(table.key for table in filled))[0][0])
+        entries = [self._copy(table, shape[table.key]) for table in filled]
+        for table in self.tables:
+            if self.catalog.facts[table.key].hidden and self.catalog.facts[table.key].owned:
+                self.execute(f"ALTER TABLE {self._name(table)} FORCE ROW LEVEL SECURITY")
+        self.execute(
+            f"INSERT INTO {BASELINE}.baseline VALUES "
+            f"({literal(json.dumps(kept_tables + entries))}, "
+            f"{literal(json.dumps(kept_sequences + self._positions()))}, {horizon}, "
+            "pg_catalog.pg_current_xact_id()::xid)"
+        )
+
+    def _name(self, relation: Relation) -> str:
+        return qualified(relation.schema, relation.table)
+
+    def _holds_rows(self, table: Relation) -> bool:
+        facts = self.catalog.facts[table.key]
+        if facts.hidden and not facts.owned:
+            return bool(self.execute(f"SELECT {facts.size} > 0")[0][0])
+        return bool(self.execute(f"SELECT EXISTS (SELECT FROM {facts.sql})")[0][0])
+
+    def _refuse(self, filled: Iterable[Relation]) -> None:
+        for table in filled:
+            reason = table.undeletable or self.catalog.facts[table.key].unrestorable
+            if reason:
+                raise StrategyRefusedError(
+                    f"The rows of {table.name} can't become its baseline, since they could not be "
+                    f"put back: {reason}.",
+                    "the role that cleans is not the table's owner",
+                    f'exclude = ["{table.name}"], or capture as its owner, or the GRANT above',
+                )
+        database, user = self.catalog.database.name, self.catalog.database.user
+        if (
+            self.catalog.baseline is None
+            and not self.execute(
+                "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"
+            )[0][0]
+        ):
+            raise StrategyRefusedError(
+                f"The rows can't be kept in {database}: role {user} may not create a schema there.",
+                "captured rows are kept in a schema of their own",
+                f"GRANT CREATE ON DATABASE {quote(database)} TO {quote(user)}",
+            )
+
+    def _make_room(self) -> tuple[list[Any], list[Any], str]:
+        """A new ``baseline``; returns what of an older one still holds, and the horizon."""
+        tables: list[Any] = []
+        sequences: list[Any] = []
+        horizon = "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())"
+        if self.catalog.baseline is not None:
+            stored = self.execute(
+                f"SELECT b.tables::text, b.sequences::text FROM {BASELINE}.baseline b"
+            )[0]
+            replaced = {(table.schema, table.table) for table in self.tables}
+            for entry in json.loads(stored[0]):
+                if (entry["schema"], entry["table"]) in replaced:
+                    self.execute(f"DROP TABLE {qualified(BASELINE, entry['copy'])}")
+                else:
+                    tables.append(entry)
+            positions = {(s.schema, s.sequence) for s in self.sequences}
+            sequences = [
+                entry
+                for entry in json.loads(stored[1])
+                if (entry["schema"], entry["sequence"]) not in positions
+            ]
+            if tables:  # nobody has looked whether they are at their baseline now
+                horizon = literal(self.catalog.baseline.horizon or "")
+                horizon = f"nullif({horizon}, '')::xid8"
+        for statement in (
+            f"CREATE SCHEMA IF NOT EXISTS {BASELINE}",
+            f"COMMENT ON SCHEMA {BASELINE} IS "
+            "'The rows that cleaner puts back. cleaner.release() removes them.'",
+            f"GRANT USAGE ON SCHEMA {BASELINE} TO PUBLIC",
+            f"DROP TABLE IF EXISTS {BASELINE}.baseline",
+            f"CREATE TABLE {BASELINE}.baseline"
+            " (tables json, sequences json, horizon xid8, author xid)",
+            f"GRANT SELECT ON {BASELINE}.baseline TO PUBLIC",
+        ):
+            self.execute(statement)
+        return tables, sequences, horizon
+
+    def _copy(self, table: Relation, shape: Captured) -> dict[str, Any]:
+        """Keep the rows; returns the entry for the list of tables."""
+        name, copy = self.catalog.facts[table.key].sql, f"t{table.key}"
+        self._check_types(table, [c for c in shape.columns if not c.builtin])
+        rows = f"SELECT {', '.join(c.to_copy for c in shape.columns)} FROM {name} t"
+        names = ", ".join(quote(column.name) for column in shape.columns)
+        listed = f" ({names})" if names else ""
+        copied = qualified(BASELINE, copy)
+        self.execute(f"CREATE TABLE {copied}{listed} AS {rows}")
+        if shape.key and all(column.builtin for column in shape.key):
+            key = ", ".join(quote(column.name) for column in shape.key)
+            self.execute(f"ALTER TABLE {copied} ADD PRIMARY KEY ({key})")
+        self.execute(f"GRANT SELECT ON {copied} TO PUBLIC")
+        self.execute(f"ANALYZE {copied}")
+        return {
+            "schema": table.schema,
+            "table": table.table,
+            "rows": self.execute(f"SELECT count(*) FROM {copied}")[0][0],
+            "copy": copy,
+            "columns": {c.name: c.type if c.builtin else "text" for c in shape.columns},
+        }
+
+    def _check_types(self, table: Relation, columns: list[Column]) -> None:
+        """Make sure that types which are kept as text come back as they were."""
+        for column in columns:
+            other = differ([f"t.{quote(column.name)}"], [column.there_and_back])
+            name = self.catalog.facts[table.key].sql
+            if self.execute(f"SELECT EXISTS (SELECT FROM {name} t WHERE {other})")[0][0]:
+                raise StrategyRefusedError(
+                    f"{table.name}.{column.name} can't be captured: a cast of {column.type} to "
+                    "text and back changes its values.",
+                    f"the type {column.type} has casts of its own that lose something",
+                    f'exclude = ["{table.name}"]',
+                )
+
+    def _positions(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(self.sequences), _AT_ONCE):
+            part = self.sequences[start : start + _AT_ONCE]
+            looks = " UNION ALL ".join(
+                f"SELECT {i}, s.last_value, s.is_called FROM {qualified(s.schema, s.sequence)} s"
+                for i, s in enumerate(part)
+            )
+            found += [
+                {
+                    "schema": part[i].schema,
+                    "sequence": part[i].sequence,
+                    "last": last,
+                    "called": called,
+                }
+                for i, last, called in self.execute(looks)
+            ]
+        return found
