@@ -1,6 +1,6 @@
 """Measure, print the ratios, and say which of the promised bounds hold.
 
-python -m benchmarks                     100 and 1000 tables, on the embedded PostgreSQL
+python -m benchmarks                     100 and 1000 tables, captured rows: embedded PostgreSQL
 python -m benchmarks --tables 100        one size only
 python -m benchmarks --bin-directory D   another server's binaries
 python -m benchmarks --json FILE         the figures for a machine
@@ -18,6 +18,7 @@ from pathlib import Path
 from cleaner import Cleaner
 from cleaner.provision.embedded import EmbeddedPostgres
 
+from . import captured
 from .measure import Figure, take_turns
 from .schema import DIRTY, ROWS, Bench
 
@@ -117,6 +118,12 @@ def main() -> int:
                 kept[f"{size} touched"] = asdict(figure)
                 checked.append(("touched / untouched", figure.ratio, "<=", 3))
             print()
+        print(f"{captured.SEEDS} tables of {captured.ROWS} captured rows")
+        for figure in captured.figures(server, arguments.rounds):
+            print(f"  {figure}")
+            kept[figure.name] = asdict(figure)
+            checked.append((figure.name, figure.ratio, "<=", 2))
+        print()
     missed = 0
     for what, ratio, comparison, bound in checked:
         holds = ratio <= bound if comparison == "<=" else ratio >= bound
