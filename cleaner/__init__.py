@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cleaner import errors
     from cleaner.api import Cleaner
+    from cleaner.difference import Diff
     from cleaner.settings import Settings
     from cleaner.spi import Plan, Report
 
-__all__ = ["Cleaner", "Plan", "Report", "Settings", "errors"]
+__all__ = ["Cleaner", "Diff", "Plan", "Report", "Settings", "errors"]
 __version__ = "0.1.0"
 
-_HOMES = {"Cleaner": "api", "Plan": "spi", "Report": "spi", "Settings": "settings"}
+_HOMES = {
+    "Cleaner": "api",
+    "Diff": "difference",
+    "Plan": "spi",
+    "Report": "spi",
+    "Settings": "settings",
+}
 
 
 def __getattr__(name: str) -> object:

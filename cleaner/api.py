@@ -11,10 +11,12 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import URL, Engine
 
-from cleaner import guard, registry, retry
+from cleaner import guard, pools, registry, retry
 from cleaner.dialects import Done, connect
+from cleaner.difference import Diff
 from cleaner.errors import (
     BlockedError,
+    Blocker,
     NotCleanError,
     RetriesExhaustedError,
     SchemaChangedError,
@@ -24,7 +26,7 @@ from cleaner.errors import (
 from cleaner.metadata import Models
 from cleaner.selection import named_tables, select
 from cleaner.settings import Settings
-from cleaner.spi import Plan, Report, Target
+from cleaner.spi import Plan, Report, Strategy, Target
 
 Result = TypeVar("Result")
 
@@ -110,6 +112,8 @@ class Cleaner:
             trial = self._tried(self._run)
             assert self._prepared is not None
             done = trial.result
+            if self._strategy.recreates:
+                pools.forget_connections()
             return Report(
                 strategy=self._strategy.name,
                 tables=done.tables,
@@ -119,12 +123,14 @@ class Cleaner:
                 round_trips=self._session.round_trips - trips,
                 truncated=done.truncated,
                 refreshed=done.refreshed,
-                terminated=trial.terminated,
+                terminated=(*trial.terminated, *map(str, done.ended)),
                 warnings=self._prepared.plan.warnings,
             )
 
-    def _tried(self, work: Callable[[int], Result]) -> _Trial[Result]:
-        """Try ``work``, which is given the milliseconds it may wait for a lock."""
+    def _tried(self, work: Callable[[int], Result], looking: bool = False) -> _Trial[Result]:
+        """Try ``work``, which is given the milliseconds it may wait for a lock. ``looking``: it
+        changes nothing, and ends no other session.
+        """
         attempts = 0
         terminated: list[str] = []
 
@@ -134,14 +140,18 @@ class Cleaner:
             try:
                 return work(self._slices[attempts - 1])
             except retry.LockWait as wait:
-                terminated.extend(self._blocked(wait, last=attempts == len(self._slices)))
+                last = attempts == len(self._slices)
+                if looking and last:
+                    raise self._blocked_by(self._session.blockers(None), "Looking at") from wait
+                if not looking:
+                    terminated.extend(self._blocked(wait, last))
                 raise
 
         try:
             return _Trial(self._retrying(attempt), attempts, tuple(terminated))
         except retry.Conflict as conflict:
             raise RetriesExhaustedError(
-                f"Cleaning {self._target.database.name} failed {attempts} times: {conflict}",
+                f"Cleaning {self._session.look().name} failed {attempts} times: {conflict}",
                 "other sessions go on writing while it is cleaned",
                 "stop background writers before clean(), or retries = 20",
             ) from conflict
@@ -155,34 +165,39 @@ class Cleaner:
                 self._prepared = None
                 if stale.error is not None and self._target.database == prepared.target.database:
                     raise stale.error from stale.__cause__
-        raise SchemaChangedError(
-            f"The schema of {self._target.database.name} changes faster than it can be cleaned.",
+        raise self._unsettled()
+
+    def _unsettled(self) -> SchemaChangedError:
+        return SchemaChangedError(
+            f"The schema of {self._session.look().name} changes faster than it can be cleaned.",
             "migrations, or tests that create tables, are still running in another session",
             "let them end before clean()",
         )
 
     def _blocked(self, wait: retry.LockWait, last: bool) -> list[str]:
         """End the blockers if the settings say so, else raise BlockedError on the last attempt."""
-        assert self._prepared is not None
         if not last and self.settings.on_blocked == "raise":
             return []
-        blockers = self._session.blockers(self._prepared.program)
+        blockers = self._session.blockers(self._prepare().program)
         if self.settings.on_blocked == "terminate":
             ended = self._session.terminate(blockers)
             if ended and not last:
                 return [str(blocker) for blocker in ended]
         if not last:
             return []
+        raise self._blocked_by(blockers, "Cleaning") from wait
+
+    def _blocked_by(self, blockers: tuple[Blocker, ...], doing: str) -> BlockedError:
         idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
-        raise BlockedError(
-            f"Cleaning {self._target.database.name} waited {self.settings.lock_timeout:g} s for a "
+        return BlockedError(
+            f"{doing} {self._session.look().name} waited {self.settings.lock_timeout:g} s for a "
             "lock, held by " + ("; ".join(map(str, blockers)) or "a session that has gone since"),
             "a session of the test, or of the application, was left open in a transaction"
             if idle
             else "another session is at work on the same tables",
             'commit, roll back or close it before clean(), or on_blocked = "terminate"',
             blockers,
-        ) from wait
+        )
 
     # -- planning -------------------------------------------------------------------------
 
@@ -198,13 +213,8 @@ class Cleaner:
 
     def _planned(self, known: tuple[frozenset[str], ...]) -> _Prepared:
         target = self._selected()
-        if target.database.lost:
-            raise SchemaChangedError(
-                f"The baseline of {target.database.name} can't be restored: "
-                f"{'; '.join(target.database.lost)}, is not in the schema any more.",
-                "a test, or a migration, has changed the schema since capture()",
-                'strategy = "recreate" for such tests; or capture() again, or release()',
-            )
+        if target.database.lost and not self._strategy.recreates:
+            raise SchemaChangedError.lost(target.database.name, target.database.lost)
         refusal = self._strategy.refusal(target)
         if refusal:
             raise StrategyRefusedError(
@@ -259,6 +269,11 @@ class Cleaner:
 
             self._tried(attempt)
             self._prepared = None
+            if self._strategy.recreates:
+                self._session.make_template()
+                pools.forget_connections()
+            elif self._session.has_template():  # of an older baseline
+                self._session.drop_template()
 
     def release(self) -> None:
         """Forget what was captured: from now on the baseline is no rows. Leaves nothing of ours
@@ -267,6 +282,39 @@ class Cleaner:
         with self._session.mutex:
             self._tried(self._session.release)
             self._prepared = None
+            if self._session.has_template():
+                self._session.drop_template()
+
+    @property
+    def captured(self) -> dict[str, int]:
+        """How many rows are the baseline of a table of the target, for those that have any."""
+        with self._session.mutex:
+            return {
+                table.name: table.captured for table in self._selected().tables if table.captured
+            }
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy in use."""
+        return self._strategy
+
+    def sessions(self) -> tuple[Blocker, ...]:
+        """Who else is connected to the database at this moment."""
+        with self._session.mutex:
+            return self._session.others()
+
+    def describe(self) -> frozenset[str]:
+        """What the schema consists of: a line for each table, column, constraint and so on. Two
+        such sets tell what was changed between them.
+        """
+        with self._session.mutex:
+            return self._session.describe()
+
+    @property
+    def fingerprint(self) -> str:
+        """A fingerprint of the schema as the last clean found it."""
+        with self._session.mutex:
+            return self._target.database.fingerprint
 
     @property
     def server(self) -> str:
@@ -282,16 +330,35 @@ class Cleaner:
         with self._session.mutex:
             return self._session.connect()
 
-    def verify(self) -> None:
-        """Count the rows of every table of the target, and look at every sequence.
+    def diff(self, samples: int = 3) -> Diff:
+        """What differs from the baseline now; false if nothing does, ``str(diff)`` tells it.
 
-        Raises NotCleanError where one is not at its baseline. Knows nothing of earlier cleans.
+        Looks at every row of every table of the target, at all their bits, and at every sequence;
+        knows nothing of earlier cleans, changes nothing, and does not see what is not committed.
+        ``samples`` rows are shown that were added to a table, as many that were changed, as many
+        that are gone. Raises BlockedError (after ``lock_timeout`` seconds),
+        RetriesExhaustedError, SchemaChangedError, UnsafeDatabaseError, ProvisionError.
         """
         with self._session.mutex:
+            return self._tried(lambda wait: self._compared(samples, wait), looking=True).result
+
+    def _compared(self, samples: int, wait: int) -> Diff:
+        for _ in range(4):
             target = self._selected()
-            remains = self._session.remains(target)
-            if remains.survivors or remains.sequences:
-                raise NotCleanError.of(remains.survivors, remains.sequences)
+            try:
+                return self._session.diff(target, samples, wait)
+            except retry.Stale as stale:
+                if stale.error is not None and self._session.look() == target.database:
+                    raise stale.error from stale.__cause__
+        raise self._unsettled()
+
+    def verify(self) -> None:
+        """Look at every row of every table of the target, and at every sequence.
+
+        Raises NotCleanError where one is not at its baseline, and what :meth:`diff` raises.
+        """
+        if diff := self.diff():
+            raise NotCleanError.left(diff)
 
     # -- around a test --------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The command ``cleaner``: parse, call, print.
 
-It ends with 0 when it is done, 1 when something was refused or failed, 2 on wrong usage.
+It ends with 0 when it is done, 1 when something was refused or failed, or differs from the
+baseline, 2 on wrong usage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cleaner import Cleaner, Settings, __version__
-from cleaner.console import Console, count
+from cleaner.console import Console, baseline, count
 from cleaner.errors import Blocker, CleanerError, SettingsError
 from cleaner.spi import Plan
 
@@ -86,8 +87,30 @@ def _parser() -> argparse.ArgumentParser:
     _command(
         commands,
         _clean,
-        "empty the tables and put the sequences back to their START",
+        "put the tables and the sequences back to their baseline",
         "cleaner clean --metadata app.models:Base --strategy truncate",
+        target,
+    )
+    _command(
+        commands,
+        _diff,
+        "show what differs from the baseline, by table; exit with 1 if anything does",
+        "cleaner diff --url postgresql://localhost/app_test",
+        target,
+    )
+    _command(
+        commands,
+        _capture,
+        "make the rows that the database holds now its baseline",
+        "cleaner capture --table country --table role",
+        target,
+        _tables(),
+    )
+    _command(
+        commands,
+        _release,
+        "forget what was captured: the baseline is no rows again",
+        "cleaner release --url postgresql://localhost/app_test",
         target,
     )
     _command(
@@ -131,6 +154,17 @@ def _target() -> argparse.ArgumentParser:
     return parser
 
 
+def _tables() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--table",
+        action="append",
+        metavar="NAME",
+        help="of these tables only: name or pattern; may be given several times",
+    )
+    return parser
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     settings = Settings.load()
     if options.database is not None:
@@ -158,20 +192,24 @@ def _cleaner(options: argparse.Namespace) -> Cleaner:
 def _plan(options: argparse.Namespace, console: Console) -> int:
     with _cleaner(options) as cleaner:
         plan = cleaner.plan()
+        captured = cleaner.captured
     if options.json:
         names = ("strategy", "tables", "sequences", "warnings", "sql")
-        _print_json({name: getattr(plan, name) for name in names})
+        _print_json({name: getattr(plan, name) for name in names} | {"captured": captured})
     else:
-        console.say("\n".join(_commented(plan)))
+        console.say("\n".join(_commented(plan, captured)))
         console.say(str(plan))
     return 0
 
 
-def _commented(plan: Plan) -> list[str]:
+def _commented(plan: Plan, captured: dict[str, int]) -> list[str]:
     """The plan as comments of SQL, so that the whole output is a script."""
     lines = [f"strategy: {plan.strategy}", f"{count(len(plan.tables), 'table')}, in this order:"]
-    lines += [f"    {name}" for name in plan.tables]
-    lines += [f"{count(len(plan.sequences), 'sequence')}, back to START:"]
+    for name in plan.tables:
+        rows = captured.get(name)
+        lines.append(f"    {name}" + (f", back to {count(rows, 'captured row')}" if rows else ""))
+    place = "back to the captured position" if captured else "back to START"
+    lines += [f"{count(len(plan.sequences), 'sequence')}, {place}:"]
     lines += [f"    {name}" for name in plan.sequences]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return [f"-- {' '.join(line.splitlines())}" for line in lines]
@@ -186,6 +224,36 @@ def _clean(options: argparse.Namespace, console: Console) -> int:
         console.say(str(report))
         for warning in report.warnings:
             console.say(f"{console.paint('yellow', 'warning')}: {warning}")
+    return 0
+
+
+def _diff(options: argparse.Namespace, console: Console) -> int:
+    with _cleaner(options) as cleaner:
+        diff = cleaner.diff()
+    if options.json:
+        _print_json(asdict(diff))
+    else:
+        console.say(str(diff))
+    return 1 if diff else 0
+
+
+def _capture(options: argparse.Namespace, console: Console) -> int:
+    with _cleaner(options) as cleaner:
+        cleaner.capture(options.table)
+        return _say_captured(cleaner.captured, options, console)
+
+
+def _release(options: argparse.Namespace, console: Console) -> int:
+    with _cleaner(options) as cleaner:
+        cleaner.release()
+        return _say_captured(cleaner.captured, options, console)
+
+
+def _say_captured(captured: dict[str, int], options: argparse.Namespace, console: Console) -> int:
+    if options.json:
+        _print_json({"captured": captured})
+    else:
+        console.say(f"baseline: {baseline(len(captured), sum(captured.values()))}")
     return 0
 
 
@@ -242,6 +310,7 @@ def _print_findings(found: dict[str, Any], console: Console) -> None:
     if "tables" in found:
         counts = [count(found[f"{noun}s"], noun) for noun in ("table", "sequence")]
         check(True, "to clean", ", ".join(counts))
+        check(True, "baseline", baseline(**found["captured"]))
         for side in ("metadata", "database"):
             if names := found[f"only_in_{side}"]:
                 check(None, f"only in the {side}", ", ".join(names))

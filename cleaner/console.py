@@ -53,6 +53,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def baseline(tables: int, rows: int) -> str:
+    """A baseline of that many rows, in that many tables."""
+    return f"{count(rows, 'captured row')} in {count(tables, 'table')}" if rows else "no rows"
+
+
 def _colours(stream: TextIO) -> bool:
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and stream.isatty()

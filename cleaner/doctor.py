@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine
 import cleaner
 from cleaner import guard, registry
 from cleaner.dialects import Session, connect
-from cleaner.errors import CleanerError, SettingsError, StrategyRefusedError
+from cleaner.errors import CleanerError, SchemaChangedError, SettingsError, StrategyRefusedError
 from cleaner.metadata import Models, TableName
 from cleaner.selection import select
 from cleaner.settings import Settings, masked
@@ -105,6 +105,8 @@ def _look(session: Session, settings: Settings, found: Found) -> None:
         models = _models(settings)
         target = select(database, models, settings)
         found["tables"], found["sequences"] = len(target.tables), len(target.sequences)
+        captured = [table.captured for table in target.tables if table.captured]
+        found["captured"] = {"tables": len(captured), "rows": sum(captured)}
         found |= _differences(database, models)
         found["warnings"] = list(target.warnings)
         refusals = {name: _refusal(name, settings, target) for name in registry.names()}
@@ -112,6 +114,8 @@ def _look(session: Session, settings: Settings, found: Found) -> None:
             name: {"serves": refusal is None, "refusal": refusal}
             for name, refusal in refusals.items()
         }
+        if database.lost:
+            raise SchemaChangedError.lost(database.name, database.lost)
         chosen = str(settings.strategy)
         if refusal := refusals.get(chosen):
             raise StrategyRefusedError(

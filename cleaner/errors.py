@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cleaner.difference import Diff, counted
+
 __all__ = [
     "BlockedError",
     "Blocker",
@@ -115,20 +117,29 @@ class RetriesExhaustedError(CleanerError):
 
 @dataclass(frozen=True)
 class Survivor:
-    """A table that still holds ``rows`` rows (None: they can't be counted), and why."""
+    """A table that still holds ``rows`` rows (None: they can't be counted), and why.
+
+    Of a table whose ``baseline`` has rows, they are those that were added to it, ``changed`` and
+    ``gone`` the others.
+    """
 
     table: str
     rows: int | None
     why: str = ""
+    changed: int = 0
+    gone: int = 0
+    baseline: int = 0
 
     def __str__(self) -> str:
-        held = "rows that can't be counted" if self.rows is None else f"{self.rows} row"
-        held += "s" if self.rows not in (None, 1) else ""
+        held = counted(self.rows, self.changed, self.gone, self.baseline)
         return f"{self.table}: {held}" + (f" ({self.why})" if self.why else "")
 
 
 class NotCleanError(CleanerError):
-    """Rows survived, or sequences are not at their START: ``survivors`` and ``sequences``."""
+    """Rows or sequences are not at their baseline: ``survivors`` and ``sequences``.
+
+    ``diff`` is what :meth:`cleaner.Cleaner.verify` saw, None where a clean itself has failed.
+    """
 
     def __init__(
         self,
@@ -141,24 +152,53 @@ class NotCleanError(CleanerError):
         super().__init__(what, cause, remedy)
         self.survivors = survivors
         self.sequences = sequences
+        self.diff: Diff | None = None
 
     @classmethod
-    def of(cls, survivors: tuple[Survivor, ...], sequences: tuple[str, ...] = ()) -> NotCleanError:
+    def of(cls, survivors: tuple[Survivor, ...], diff: Diff | None = None) -> NotCleanError:
         """The error that names each of them, and the reason if there is one."""
         parts = [str(survivor) for survivor in survivors]
-        parts += [f"sequence {sequence}: not at its START" for sequence in sequences]
+        sequences = diff.sequences if diff else ()
+        for moved in sequences:
+            place = f"at {moved.now}, not {moved.baseline}"
+            place = place if moved.baseline.called else "not at its START"
+            parts.append(f"sequence {moved.sequence}: {place}")
+        lost = diff.lost if diff else ()
+        parts += [f"{each}, is not in the schema any more" for each in lost]
         reasons = [survivor.why for survivor in survivors if survivor.why]
-        return cls(
+        remedy = "capture() again, or release()" if lost else "cleaner.clean()"
+        error = cls(
             "Not clean: " + "; ".join(parts) + ".",
             reasons[0] if reasons else "something wrote after the last clean(), or there was none",
-            'strategy = "truncate"' if reasons else "cleaner.clean()",
+            'strategy = "truncate"' if reasons else remedy,
             survivors,
-            sequences,
+            tuple(moved.sequence for moved in sequences),
         )
+        error.diff = diff
+        return error
+
+    @classmethod
+    def left(cls, diff: Diff) -> NotCleanError:
+        """The error that names what differs."""
+        survivors = (
+            Survivor(table.table, table.added, table.why, table.changed, table.gone, table.baseline)
+            for table in diff.tables
+        )
+        return cls.of(tuple(survivors), diff)
 
 
 class SchemaChangedError(CleanerError):
-    """The schema changed during the clean, again and again, so no plan could be trusted."""
+    """The schema changes faster than it can be cleaned, or has lost what was captured."""
+
+    @classmethod
+    def lost(cls, database: str, lost: tuple[str, ...]) -> SchemaChangedError:
+        """The error for captured rows or columns that have nowhere to go any more."""
+        return cls(
+            f"The baseline of {database} can't be restored: {'; '.join(lost)}, is not in the "
+            "schema any more.",
+            "a test, or a migration, has changed the schema since capture()",
+            'strategy = "recreate" for such tests; or capture() again, or release()',
+        )
 
 
 class ProvisionError(CleanerError):

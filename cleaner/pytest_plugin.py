@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cleaner.api import Cleaner
+    from cleaner.difference import Diff
     from cleaner.provision.embedded import EmbeddedPostgres
+    from cleaner.pytest_database import SchemaGuard
     from cleaner.settings import Settings
 
 _FIXTURES = {"clean_database", "cleaner", "cleaner_engine", "cleaner_url"}
@@ -31,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--cleaner-report",
         action="store_true",
-        help="show the time spent cleaning, the slowest cleans and the strategies used",
+        help="show the time spent cleaning, the slowest cleans, the strategies used, and what "
+        "each test left in the database",
     )
 
 
@@ -78,10 +81,33 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if call.when == "call" and report.failed and _IN_USE in item.stash:
+        report.sections.append((_SECTION, str(_diff(item.stash[_IN_USE]))))
     if call.when == "teardown":
         # Of plain types: pytest-xdist sends it to the controller.
         report.cleaner_cleans = item.stash.get(_CLEANS, [])  # type: ignore[attr-defined]
+        report.cleaner_left = item.stash.get(_LEFT, "")  # type: ignore[attr-defined]
     return report
+
+
+def _diff(cleaner: Cleaner, samples: int = 3) -> Diff | str:
+    """What differs from the baseline, or a line that says why that can't be told: nothing that
+    goes wrong here may take the place of what the test itself has to say.
+    """
+    wait = min(cleaner.settings.lock_timeout, _PATIENCE)
+    try:
+        return cleaner.using(lock_timeout=wait, retries=1).diff(samples)
+    except Exception as error:
+        return f"not known: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _left(cleaner: Cleaner) -> str:
+    """What a test has left, on one line; empty where that is nothing."""
+    diff = _diff(cleaner, samples=0)
+    if isinstance(diff, str):
+        return diff
+    moved = [f"sequence {each.sequence}" for each in diff.sequences]
+    return "; ".join([*diff.lost, *map(str, diff.tables), *moved])
 
 
 class _Run:
@@ -91,9 +117,12 @@ class _Run:
         self.config = config
         self.server: EmbeddedPostgres | None = None
         self.cleans: list[tuple[str, str, float, int]] = []
+        self.left: list[tuple[str, str]] = []
         self._settings: Settings | None = None
         self._autouse: bool | None = None
         self._cleaners: dict[str, Cleaner] = {}
+        self.template = False
+        self._schema_guard: SchemaGuard | None = None
 
     @property
     def worker(self) -> str:
@@ -153,6 +182,23 @@ class _Run:
             self.server = EmbeddedPostgres(Path(joined) if joined else None)
         return self.server
 
+    def recreates(self, items: Iterable[pytest.Item]) -> bool:
+        """Whether the settings or a test ask for the strategy ``recreate`` by name."""
+        asked = (
+            marker.kwargs.get("strategy")
+            for item in items
+            for marker in item.iter_markers("cleaner")
+        )
+        return self.settings.strategy == "recreate" or "recreate" in asked
+
+    def schema_guard(self, cleaner: Cleaner) -> SchemaGuard | None:
+        """Undoes changes of the schema, where there is a template to do it from."""
+        if self.template and self._schema_guard is None:
+            from cleaner.pytest_database import SchemaGuard
+
+            self._schema_guard = SchemaGuard(cleaner)
+        return self._schema_guard
+
     @property
     def database(self) -> str:
         return "test" if self.worker == "main" else f"test_{self.worker}"
@@ -191,6 +237,8 @@ class _Run:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for clean in getattr(report, "cleaner_cleans", ()):
             self.cleans.append((report.nodeid, *clean))
+        if left := getattr(report, "cleaner_left", ""):
+            self.left.append((report.nodeid, left))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.config.option.cleaner_report:
@@ -213,10 +261,22 @@ class _Run:
         write("slowest:")
         for nodeid, strategy, seconds, tables in sorted(self.cleans, key=lambda c: -c[2])[:5]:
             write(f"  {seconds * 1000:8.2f} ms  {strategy}, {tables} tables  {nodeid}")
+        shown = self.left if self.config.option.verbose > 0 else self.left[:_LISTED]
+        if shown:
+            write("left in the database, and cleaned up:")
+        for nodeid, left in shown:
+            write(f"  {nodeid}: {left}")
+        if more := len(self.left) - len(shown):
+            write(f"  and {more} more tests: pytest -v shows them")
 
 
 _RUN: pytest.StashKey[_Run] = pytest.StashKey()
 _CLEANS: pytest.StashKey[list[tuple[str, float, int]]] = pytest.StashKey()
+_LEFT: pytest.StashKey[str] = pytest.StashKey()
+_IN_USE: pytest.StashKey[Cleaner] = pytest.StashKey()  # from the first clean to the last one
+_SECTION = "cleaner: what the test left in the database"
+_PATIENCE = 1.0  # seconds to wait for locks only to tell what was left
+_LISTED = 50
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -267,11 +327,11 @@ def cleaner_setup(request: pytest.FixtureRequest) -> Callable[[Engine], None]:
 @pytest.fixture(scope="session")
 def cleaner_url(request: pytest.FixtureRequest, cleaner_setup: Callable[[Engine], None]) -> str:
     """The URL of this run's database, its schema built; on the embedded server without ``url``."""
-    from sqlalchemy import Engine, create_engine
-    from sqlalchemy.pool import NullPool
+    from sqlalchemy import Engine
 
     from cleaner.api import Cleaner
     from cleaner.errors import ProvisionError
+    from cleaner.pytest_database import build
 
     run = request.config.stash[_RUN]
     url = run.settings.url
@@ -285,13 +345,18 @@ def cleaner_url(request: pytest.FixtureRequest, cleaner_setup: Callable[[Engine]
         )
     elif isinstance(url, Engine):
         url = url.url
+    own = run.settings.url is None
     with Cleaner(settings=run.settings.merged({"url": url}, "fixture")) as guarded:
-        url = guarded.connect()
-    engine = create_engine(url, poolclass=NullPool)
-    try:
-        cleaner_setup(engine)
-    finally:
-        engine.dispose()
+        url, run.template = build(
+            guarded,
+            cleaner_setup,
+            seeds=own or cleaner_setup.__module__ != __name__,
+            template="wanted"
+            if run.recreates(request.session.items)
+            else "welcome"
+            if own
+            else "unwanted",
+        )
     return url.render_as_string(hide_password=False)
 
 
@@ -319,14 +384,26 @@ def cleaner(request: pytest.FixtureRequest, cleaner_url: str) -> Iterator[Cleane
 def clean_database(request: pytest.FixtureRequest, cleaner: Cleaner) -> Iterator[Cleaner]:
     """The database is at its baseline before and after the test; yields the Cleaner."""
     item: pytest.Item = request.node
-    chosen = item.config.stash[_RUN].cleaner_for(cleaner, item)
+    run = item.config.stash[_RUN]
+    chosen = run.cleaner_for(cleaner, item)
     cleans = item.stash.setdefault(_CLEANS, [])
 
-    def clean() -> None:
+    def clean(by: Cleaner) -> None:
         started = time.perf_counter()
-        report = chosen.clean()
+        report = by.clean()
         cleans.append((report.strategy, time.perf_counter() - started, len(report.tables)))
 
-    clean()
+    before = cleaner if chosen.strategy.recreates else chosen
+    clean(before)
+    guard = run.schema_guard(cleaner) if chosen is before else None
+    if guard and not guard.intact(before):
+        guard = None  # a fixture has changed it, for the tests to come
+    item.stash[_IN_USE] = chosen
     yield chosen
-    clean()
+    del item.stash[_IN_USE]
+    if run.config.option.cleaner_report:
+        item.stash[_LEFT] = _left(chosen)
+    if guard is None:
+        clean(chosen)
+    else:
+        guard.after(chosen, item.nodeid, lambda: clean(chosen))

@@ -2,8 +2,9 @@
 
 A strategy is a class with a ``name`` and a pure :meth:`Strategy.plan`. It is given a
 :class:`Target` (the tables to clean, in an order in which they can be deleted from) and answers
-with a :class:`Plan` made of :class:`Empty`, :class:`Truncate` and :class:`Restart` steps. It
-never sees a connection and writes no SQL: the dialect does, in as few round trips as it can.
+with a :class:`Plan` made of :class:`Empty`, :class:`Truncate`, :class:`Restart` or
+:class:`Recreate` steps. It never sees a connection and writes no SQL: the dialect does, in as few
+round trips as it can.
 
 Register it under the entry-point group ``cleaner.strategies``, or pass an instance::
 
@@ -21,6 +22,7 @@ __all__ = [
     "Empty",
     "ForeignKey",
     "Plan",
+    "Recreate",
     "Relation",
     "Report",
     "Restart",
@@ -152,7 +154,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Empty:
-    """Delete the rows of those ``groups`` that hold any, in this order.
+    """Put those ``groups`` that are not at their baseline back to it, in this order: delete their
+    rows, and where rows were captured put those back.
 
     With ``truncate`` a table may be truncated instead where that is cheaper or the only way.
     With ``replica`` foreign keys and triggers are switched off for the statements.
@@ -165,7 +168,9 @@ class Empty:
 
 @dataclass(frozen=True)
 class Truncate:
-    """Truncate the tables in one statement, whether they hold rows or not."""
+    """Truncate the tables in one statement, whether they hold rows or not, and put the captured
+    rows in again.
+    """
 
     tables: tuple[Relation, ...]
     restart_identity: bool = True
@@ -173,12 +178,17 @@ class Truncate:
 
 @dataclass(frozen=True)
 class Restart:
-    """Put those of the sequences that have moved back to their START."""
+    """Put those of the sequences that have moved back to their START or captured position."""
 
     sequences: tuple[Sequence, ...]
 
 
-Step = Empty | Truncate | Restart
+@dataclass(frozen=True)
+class Recreate:
+    """Replace the whole database by a clone of its baseline; the only step of its plan."""
+
+
+Step = Empty | Truncate | Restart | Recreate
 
 
 @dataclass(frozen=True)
@@ -256,10 +266,12 @@ class Strategy(ABC):
     """How a database is put back to its baseline.
 
     Keyword arguments of ``__init__`` are the strategy's options (``strategy_options`` in the
-    settings).
+    settings). ``recreates`` tells that the plan is to :class:`Recreate`: ``capture()`` then keeps
+    a copy of the whole database.
     """
 
     name: ClassVar[str]
+    recreates: ClassVar[bool] = False
 
     def refusal(self, target: Target) -> str | None:
         """Why this strategy can't keep the promise on ``target``, with the remedy; else None."""

@@ -15,16 +15,17 @@ ROOT = Path(cleaner.__file__).parent
 
 # Each floor may import what is on a floor before it, and its own package's modules.
 FLOORS = [
+    {"difference"},
     {"errors"},
     {"spi"},
-    {"graph", "guard", "metadata", "registry", "settings"},
+    {"graph", "guard", "metadata", "pools", "registry", "settings"},
     {"retry"},
     {"selection"},
     {"dialects"},
     {"provision"},
     {"api"},
     {"console", "shop"},
-    {"demo", "doctor", "testcase", "testing"},
+    {"demo", "doctor", "pytest_database", "testcase", "testing"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 ]

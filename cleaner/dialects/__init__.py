@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import URL, Engine
 
-from cleaner.dialects.base import Done, Guard, Health, Remains, Session
+from cleaner.dialects.base import Done, Guard, Health, Session
 from cleaner.errors import SettingsError
 
-__all__ = ["Done", "Health", "Remains", "Session", "connect"]
+__all__ = ["Done", "Health", "Session", "connect"]
 
 
 def connect(source: URL | Engine, guard: Guard, lock_timeout: float) -> Session:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import URL
 
-from cleaner.errors import Blocker, Survivor
+from cleaner.difference import Diff
+from cleaner.errors import Blocker
 from cleaner.spi import Database, Plan, Relation, Target
 
 
@@ -21,14 +22,7 @@ class Done:
     truncated: tuple[str, ...]
     sequences: tuple[str, ...]
     refreshed: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Remains:
-    """What is not at its baseline: tables with rows, and sequences that have moved."""
-
-    survivors: tuple[Survivor, ...]
-    sequences: tuple[str, ...]
+    ended: tuple[Blocker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +75,12 @@ class Session(Protocol):
         Raises :class:`cleaner.retry.Stale` where the schema is not the one the program is for.
         """
 
-    def remains(self, target: Target) -> Remains:
-        """Count rows and look at sequences, without regard to what was cleaned."""
+    def diff(self, target: Target, samples: int, wait: int) -> Diff:
+        """Compare all rows and sequences with their baseline, without regard to what was cleaned.
+
+        Shows ``samples`` rows of each kind for each table; ``wait`` as for :meth:`run`. Raises
+        :class:`cleaner.retry.Stale` where the schema is not the one ``target`` is of.
+        """
 
     def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
         """Make the rows of ``tables``, which are of the target, and the positions of its
@@ -92,8 +90,23 @@ class Session(Protocol):
     def release(self, wait: int) -> None:
         """Forget all that was captured: the baseline is no rows."""
 
+    def make_template(self) -> None:
+        """Make a copy of the whole database, from which a plan to recreate it clones."""
+
+    def has_template(self) -> bool:
+        """Whether there is such a copy."""
+
+    def drop_template(self) -> None:
+        """Drop it, if there is one."""
+
+    def others(self) -> tuple[Blocker, ...]:
+        """Who else is connected to the database."""
+
+    def describe(self) -> frozenset[str]:
+        """What the schema consists of, a line for each object."""
+
     def blockers(self, program: Any) -> tuple[Blocker, ...]:
-        """Who holds locks that keep ``program`` from running."""
+        """Who holds locks that keep ``program`` from running; None: :meth:`diff` from looking."""
 
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         """End those that are idle in transaction; returns those that were ended."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from cleaner.dialects.postgresql.program import ADVISORY_LOCK, Program
+from cleaner.dialects.postgresql.program import ADVISORY_LOCK
 from cleaner.dialects.postgresql.sql import literal, oid_array
 from cleaner.errors import Blocker
 
 Execute = Callable[[str], list[tuple[Any, ...]]]
 
 
-def blockers(execute: Execute, program: Program) -> tuple[Blocker, ...]:
-    """Who holds a lock that keeps ``program`` from running."""
+def blockers(
+    execute: Execute, locks: Iterable[int], exclusive: bool, cleans: bool = True
+) -> tuple[Blocker, ...]:
+    """Who holds a lock on one of the relations ``locks``, or one on any that nobody can pass; those
+    who only read where ``exclusive`` locks are needed, or there are no others; with ``cleans`` who
+    cleans.
+    """
+    advisory = f"(l.classid::int8 << 32 | l.objid::int8) = {ADVISORY_LOCK}" if cleans else "false"
     rows = execute(
         f"""SELECT DISTINCT ON (l.pid, p.gid) l.pid, coalesce(a.usename, p.owner),
        a.application_name, a.state, EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8,
@@ -25,14 +31,14 @@ def blockers(execute: Execute, program: Program) -> tuple[Blocker, ...]:
   LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x.transactionid
  WHERE l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-   AND (l.locktype = 'advisory' AND (l.classid::int8 << 32 | l.objid::int8) = {ADVISORY_LOCK}
-        OR l.locktype = 'relation' AND l.relation = ANY ({oid_array(program.locks)})
+   AND (l.locktype = 'advisory' AND {advisory}
+        OR l.locktype = 'relation' AND l.relation = ANY ({oid_array(locks)})
         OR l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock')
  ORDER BY l.pid, p.gid, l.mode = 'AccessShareLock'"""
     )
     # A reader stands in the way of TRUNCATE alone.
     writers = [row for row in rows if not row[-1]]
-    chosen = rows if program.exclusive or not writers else writers
+    chosen = rows if exclusive or not writers else writers
     return tuple(Blocker(*row[:6]) for row in chosen)
 
 
@@ -49,6 +55,18 @@ def terminate(execute: Execute, blockers: tuple[Blocker, ...]) -> tuple[Blocker,
         if rows and rows[0][0]:
             ended.append(blocker)
     return tuple(ended)
+
+
+def others(execute: Execute) -> tuple[Blocker, ...]:
+    """Who else is connected to this database."""
+    rows = execute(
+        """SELECT a.pid, a.usename, a.application_name, a.state,
+       EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8, a.query
+  FROM pg_catalog.pg_stat_activity a
+ WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+   AND a.usename IS NOT NULL"""
+    )
+    return tuple(Blocker(*row) for row in rows)
 
 
 def idle_in_transaction(execute: Execute) -> tuple[tuple[Blocker, ...], int]:

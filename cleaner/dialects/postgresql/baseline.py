@@ -46,6 +46,11 @@ _COLUMNS = """SELECT pg_catalog.json_object_agg(c.oid::int8, pg_catalog.json_bui
                        AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute n
                             WHERE n.attrelid = c.oid AND NOT n.attnotnull
                               AND n.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+                       AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1],
+                                (i.indcollation::oid[])[0:i.indnkeyatts - 1]) u(n, l)
+                             JOIN pg_catalog.pg_attribute n ON n.attrelid = c.oid AND n.attnum = u.n
+                             JOIN pg_catalog.pg_collation l ON l.oid = n.attcollation
+                            WHERE NOT l.collisdeterministic AND l.oid <> u.l)
                      ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1) k,
                    unnest(k.numbers) WITH ORDINALITY u(n, i)
               JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.n)))::text
@@ -109,6 +114,20 @@ class Captured:
             (f"t.{quote(column.name)}" for column in self.columns),
             (column.from_copy for column in self.columns),
         )
+
+    def kept(self, names: Iterable[str]) -> str:
+        """The query for the captured values of these columns, as ``k0``, ``k1`` and so on."""
+        values = {column.name: column.from_copy for column in self.columns}
+        listed = (f"{values.get(name, 'NULL')} AS k{i}" for i, name in enumerate(names))
+        return f"SELECT {', '.join(listed)} FROM {self.copy} c"
+
+    def same_in(self, names: Iterable[str]) -> str:
+        """A condition: ``t`` and ``c`` do not differ in these columns."""
+        chosen = [column for column in self.columns if column.name in names]
+        if len(chosen) < len([*names]):  # one is generated, from whatever columns
+            return f"NOT ({self.differs})"
+        some = (f"t.{quote(column.name)}" for column in chosen)
+        return f"NOT ({differ(some, (column.from_copy for column in chosen))})"
 
 
 @dataclass(frozen=True)

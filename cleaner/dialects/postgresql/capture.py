@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cleaner.dialects.postgresql.baseline import Captured, Column, columns_of, differ, shapes
@@ -13,6 +14,7 @@ from cleaner.dialects.postgresql.discovery import BASELINE
 from cleaner.dialects.postgresql.program import ADVISORY_LOCK
 from cleaner.dialects.postgresql.sql import literal, qualified, quote
 from cleaner.errors import StrategyRefusedError
+from cleaner.retry import Conflict
 from cleaner.spi import Relation, Target
 
 Execute = Callable[..., list[tuple[Any, ...]]]
@@ -30,7 +32,10 @@ def capture(
     could not be put back, or kept.
     """
     with _transaction(execute, wait):
-        _Capture(execute, catalog, target, tuple(tables)).run()
+        filled = _Capture(execute, catalog, target, tuple(tables)).run()
+    for table in filled:
+        # Rows on pages that are known to be visible to all are faster to look at.
+        execute(f"VACUUM (SKIP_LOCKED) {qualified(table.schema, table.table)}")
 
 
 def release(execute: Execute, wait: int) -> None:
@@ -44,6 +49,10 @@ def _transaction(execute: Execute, wait: int) -> Iterator[None]:
     execute("BEGIN")
     try:
         execute(f"SET LOCAL lock_timeout = {wait}", True)
+        # What is kept as text is to be read again by a session with whatever settings.
+        execute("SET LOCAL datestyle = 'ISO'", True)
+        execute("SET LOCAL intervalstyle = 'iso_8601'", True)
+        execute("SET LOCAL extra_float_digits = 1", True)
         execute(f"SELECT pg_catalog.pg_advisory_xact_lock({ADVISORY_LOCK})", True)
         yield
         execute("COMMIT", True)
@@ -61,7 +70,7 @@ class _Capture:
         tables: tuple[Relation, ...],
     ) -> None:
         self._execute = execute
-        self.catalog, self.tables = catalog, tables
+        self.catalog, self.target, self.tables = catalog, target, tables
         keys = {table.key for table in tables}
         everything = len(tables) == len(target.tables)
         self.sequences = [
@@ -73,28 +82,43 @@ class _Capture:
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
         return self._execute(sql, True)
 
-    def run(self) -> None:
+    def run(self) -> list[Relation]:
+        """Capture; returns the tables that hold rows."""
+        known = self.catalog.baseline.oid if self.catalog.baseline else None
+        if (
+            self.execute(f"SELECT pg_catalog.to_regclass('{BASELINE}.baseline')::int8")[0][0]
+            != known
+        ):
+            raise Conflict("another capture() or release() has just ended")
         if self.tables:
             # Parents first, as most writers come by them.
             names = ", ".join(self.catalog.facts[t.key].sql for t in reversed(self.tables))
             self.execute(f"LOCK TABLE {names} IN SHARE MODE")
-        for table in self.tables:
-            if self.catalog.facts[table.key].hidden and self.catalog.facts[table.key].owned:
-                self.execute(f"ALTER TABLE {self._name(table)} NO FORCE ROW LEVEL SECURITY")
+        self._row_security("NO FORCE")
         filled = [table for table in self.tables if self._holds_rows(table)]
         self._refuse(filled)
+        positions = self._positions()
+        if not (filled or positions or self.catalog.baseline):
+            self._row_security("FORCE")
+            return []  # that is the baseline of a database where nothing was captured
         kept_tables, kept_sequences, horizon = self._make_room()
         shape = shapes(self.execute(columns_of(table.key for table in filled))[0][0])
         entries = [self._copy(table, shape[table.key]) for table in filled]
-        for table in self.tables:
-            if self.catalog.facts[table.key].hidden and self.catalog.facts[table.key].owned:
-                self.execute(f"ALTER TABLE {self._name(table)} FORCE ROW LEVEL SECURITY")
+        self._refuse_orphans(filled, shape)
+        self._row_security("FORCE")
         self.execute(
             f"INSERT INTO {BASELINE}.baseline VALUES "
             f"({literal(json.dumps(kept_tables + entries))}, "
-            f"{literal(json.dumps(kept_sequences + self._positions()))}, {horizon}, "
+            f"{literal(json.dumps(kept_sequences + positions))}, {horizon}, "
             "pg_catalog.pg_current_xact_id()::xid)"
         )
+        return filled
+
+    def _row_security(self, mode: str) -> None:
+        for table in self.tables:
+            facts = self.catalog.facts[table.key]
+            if facts.hidden and facts.owned:
+                self.execute(f"ALTER TABLE {self._name(table)} {mode} ROW LEVEL SECURITY")
 
     def _name(self, relation: Relation) -> str:
         return qualified(relation.schema, relation.table)
@@ -127,6 +151,41 @@ class _Capture:
                 "captured rows are kept in a schema of their own",
                 f"GRANT CREATE ON DATABASE {quote(database)} TO {quote(user)}",
             )
+
+    def _refuse_orphans(self, filled: list[Relation], shape: dict[int, Captured]) -> None:
+        """Make sure that captured rows refer to captured rows where only some are captured."""
+        target, kept = self.target, dict[int, Captured]()
+        if len(self.tables) == len(target.tables):
+            return
+        replaced = {table.key for table in self.tables}
+        for table in target.tables:
+            before = self.catalog.facts[table.key].captured
+            if before and table.key not in replaced:
+                kept[table.key] = before
+        for table in filled:
+            copy = qualified(BASELINE, f"t{table.key}")
+            kept[table.key] = replace(shape[table.key], copy=copy)
+        unit_of = {
+            leaf: table for table in target.tables for leaf in self.catalog.facts[table.key].leaves
+        }
+        for key in target.database.foreign_keys:
+            child, parent = unit_of.get(key.child), unit_of.get(key.parent)
+            if not (child and parent and child.key in kept):
+                continue
+            ours = kept[child.key].kept(key.columns)
+            lost = " AND ".join(f"o.k{i} IS NOT NULL" for i in range(len(key.columns)))
+            if parent.key in kept:
+                theirs = kept[parent.key].kept(key.referred)
+                same = " AND ".join(f"p.k{i} = o.k{i}" for i in range(len(key.columns)))
+                lost += f" AND NOT EXISTS (SELECT FROM ({theirs}) p WHERE {same})"
+            if self.execute(f"SELECT EXISTS (SELECT FROM ({ours}) o WHERE {lost})")[0][0]:
+                raise StrategyRefusedError(
+                    f"The rows of {child.name} and {parent.name} can't be a baseline: captured "
+                    f"rows of {child.name} refer to rows of {parent.name} that are not captured "
+                    f"(foreign key {key.name}).",
+                    "only some tables were to be captured",
+                    f'cleaner.capture(tables=["{child.name}", "{parent.name}"]), or capture()',
+                )
 
     def _make_room(self) -> tuple[list[Any], list[Any], str]:
         """A new ``baseline``; returns what of an older one still holds, and the horizon."""
@@ -201,6 +260,7 @@ class _Capture:
                 )
 
     def _positions(self) -> list[dict[str, Any]]:
+        """The sequences that are not at their START."""
         found: list[dict[str, Any]] = []
         for start in range(0, len(self.sequences), _AT_ONCE):
             part = self.sequences[start : start + _AT_ONCE]
@@ -216,5 +276,6 @@ class _Capture:
                     "called": called,
                 }
                 for i, last, called in self.execute(looks)
+                if (last, called) != (self.catalog.sequence_starts[part[i].key], False)
             ]
         return found

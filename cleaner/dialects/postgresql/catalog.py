@@ -62,6 +62,7 @@ class Catalog:
 
     database: Database
     facts: dict[int, Facts]
+    sequence_starts: dict[int, int]
     sequence_positions: dict[int, tuple[int, bool]]
     cached_sequences: frozenset[int]
     version: int
@@ -126,6 +127,7 @@ def parse(found: dict[str, Any], baseline: Baseline | None = None) -> Catalog:
             ),
         ),
         facts=facts,
+        sequence_starts={row["key"]: row["start"] for row in found["sequences"] or ()},
         sequence_positions={
             row["key"]: (baseline.position(row) if baseline else None) or (row["start"], False)
             for row in found["sequences"] or ()
@@ -194,6 +196,9 @@ def _relation(
             untruncatable = (
                 f"role {user} may not truncate it: GRANT TRUNCATE ON {sql} TO {quote(user)}"
             )
+        if facts and facts.captured and facts.unrestorable:
+            undeletable = facts.unrestorable
+            untruncatable = "its captured rows could not be put back after that either"
     elif row["kind"] == "m" and not row["owned"]:
         undeletable = f"only its owner {row['owner']} may refresh it"
     return Relation(

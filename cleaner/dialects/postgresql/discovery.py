@@ -7,16 +7,23 @@ from typing import Any
 INSERT, DELETE, UPDATE, TRUNCATE = 4, 8, 16, 32  # bits of pg_trigger.tgtype
 BASELINE = "cleaner_baseline"  # the schema in which captured rows are kept
 
-# Changes whenever a table, key, trigger, rule, partition, sequence or publication does, and not
-# when rows do. The first user-made object has oid 16384 (FirstNormalObjectId); `hash_record_extended`
-# came with PostgreSQL 14.
-FINGERPRINT = """pg_catalog.concat_ws(' ',
+# Changes whenever an object of the schema does, and not when rows do. The first user-made object
+# has oid 16384 (FirstNormalObjectId); `hash_record_extended` came with PostgreSQL 14. What sessions
+# have to themselves is left out: temporary tables, and functions like those that clean.
+_TEMPORARY = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_')"
+_KEPT = """(SELECT oid FROM pg_catalog.pg_class
+      WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't')"""
+FINGERPRINT = f"""pg_catalog.concat_ws(' ',
     (SELECT sum(hash_record_extended((oid, relname, relnamespace, relowner, relkind, relispartition,
             relrowsecurity, relforcerowsecurity, relreplident), 0))
        FROM pg_catalog.pg_class
-      WHERE oid >= 16384 AND relkind IN ('r', 'p', 'f', 'v', 'm', 'S') AND relpersistence <> 't'),
-    (SELECT sum(hash_record_extended((oid, conrelid, confrelid, confdeltype, condeferrable), 0))
-       FROM pg_catalog.pg_constraint WHERE contype = 'f' AND conparentid = 0),
+      WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't'),
+    (SELECT sum(hash_record_extended((attrelid, attnum, attname, atttypid, atttypmod, attnotnull,
+            attisdropped, attidentity, attgenerated), 0))
+       FROM pg_catalog.pg_attribute WHERE attnum > 0 AND attrelid IN {_KEPT}),
+    (SELECT sum(hash_record_extended((oid, conrelid, confrelid, contype, confdeltype,
+            condeferrable), 0))
+       FROM pg_catalog.pg_constraint WHERE conrelid IN {_KEPT}),
     (SELECT sum(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype), 0))
        FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
     (SELECT sum(hash_record_extended((oid, ev_class, rulename, ev_type, ev_enabled), 0))
@@ -25,6 +32,11 @@ FINGERPRINT = """pg_catalog.concat_ws(' ',
     (SELECT sum(hash_record_extended((seqrelid, seqstart, seqcache), 0)) FROM pg_catalog.pg_sequence),
     (SELECT sum(hash_record_extended((oid, adrelid), 0))
        FROM pg_catalog.pg_attrdef WHERE oid >= 16384),
+    (SELECT sum(hash_record_extended((oid, proname, xmin), 0))
+       FROM pg_catalog.pg_proc WHERE oid >= 16384 AND pronamespace NOT IN {_TEMPORARY}),
+    (SELECT sum(hash_record_extended((oid, typname), 0)) FROM pg_catalog.pg_type
+      WHERE oid >= 16384 AND typrelid = 0 AND typelem = 0),
+    (SELECT sum(hash_record_extended((oid, enumlabel), 0)) FROM pg_catalog.pg_enum),
     (SELECT sum(hash_record_extended((oid, puballtables, pubdelete), 0))
        FROM pg_catalog.pg_publication),
     (SELECT sum(hash_record_extended((oid, prrelid), 0)) FROM pg_catalog.pg_publication_rel),

@@ -151,6 +151,18 @@ def refused(error: Exception, catalog: Catalog) -> Exception:
     )
 
 
+def unreadable(error: Exception, catalog: Catalog) -> Exception:
+    """The error to raise where the server did not let us look."""
+    if transient := passing(error):
+        return transient
+    return CleanerError(
+        f"The server refused to compare {catalog.database.name} with its baseline: "
+        f"{str(error).splitlines()[0]} [{sqlstate(error)}]",
+        "a privilege that the role lacks, or a type that has changed since capture()",
+        "run `cleaner doctor`, or capture() again",
+    )
+
+
 def why(facts: Facts, table: Relation) -> str:
     """What may have kept rows in the table."""
     if facts.watched:

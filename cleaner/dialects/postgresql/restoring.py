@@ -38,6 +38,20 @@ own := (ARRAY(SELECT o FROM unnest(pg_catalog.pg_current_xact_id_if_assigned()::
     WHERE pg_catalog.age(o) <= pg_catalog.age(horizon::xid)))[1:64];"""
 
 
+def acquit(tables: Tables) -> Iterator[str]:
+    """Don't hold tables in which all that is younger than the horizon was written by us."""
+    first, last = len(tables.all) - len(tables.captured) + 1, len(tables.all)
+    yield f"IF own <> '{{}}' AND true = ANY (held[{first}:{last}]) THEN"
+    for table in tables.captured:
+        facts, i = tables.facts(table), tables.at(table)
+        if not facts.hidden:
+            yield f"""IF held[{i}] THEN
+    held[{i}] := (SELECT count(*) <> {_captured(tables, table).rows} OR bool_or(
+        {WRITTEN.format("")} AND xmin <> ALL (own)) FROM {facts.sql});
+END IF;"""
+    yield "END IF;"
+
+
 def put_right(
     tables: Tables, together: tuple[Relation, ...], replica: bool = False
 ) -> Iterator[str]:
@@ -61,12 +75,14 @@ def put_right(
         f" {literal(_verdict(tables, table))})"
         for table in together
     )
-    yield f"""EXECUTE (SELECT 'WITH ' || string_agg(p.changes, ', ') || ' SELECT ARRAY('
+    yield f"""changed := '{{}}';
+IF {held} THEN EXECUTE (SELECT 'WITH ' || string_agg(p.changes, ', ') || ' SELECT ARRAY('
         || string_agg(p.verdict, ' UNION ALL ') || ')'
-    FROM (VALUES {parts}) p(i, changes, verdict) WHERE held[p.i]) INTO changed USING lim;"""
+    FROM (VALUES {parts}) p(i, changes, verdict) WHERE held[p.i]) INTO changed USING lim; END IF;"""
     for table in together:
         yield f"IF held[{tables.at(table)}] THEN"
         yield from _check(tables, table)
+        yield from _check_neighbours(tables, table, replica)
         yield from (f"{on};" for _, on in reversed(_switches(tables, table, replica)))
         yield "END IF;"
     positions = ",".join(str(tables.at(table)) for table in together)
@@ -87,6 +103,8 @@ def fill(tables: Tables, replica: bool = False) -> Iterator[str]:
     yield f"EXECUTE {literal(f'WITH {inserts} SELECT')};"
     for table in tables.captured:
         yield from look_again(tables, table)
+        if replica:
+            yield from _check_neighbours(tables, table, replica)
         yield from (f"{on};" for _, on in reversed(_switches(tables, table, replica)))
 
 
@@ -120,8 +138,14 @@ def _unhide(tables: Tables, table: Relation, replica: bool) -> Iterator[str]:
 def _guard(tables: Tables, table: Relation) -> Iterator[str]:
     captured = tables.facts(table).captured
     if captured and captured.key:
-        added = f"{WRITTEN.format('t.')} AND {_absent(captured)}"
-        yield from tables.guard_rows(table, added)
+        written, copy, same = WRITTEN.format("t."), captured.copy, captured.same
+        yield from tables.guard_rows(
+            table,
+            lambda key: (
+                f"{written} AND NOT EXISTS (SELECT FROM {copy} c WHERE {same}"
+                f" AND {captured.same_in(key.referred)})"
+            ),
+        )
     else:
         yield from tables.guard_outside(table)
 
@@ -192,11 +216,47 @@ def _check(tables: Tables, table: Relation) -> Iterator[str]:
 END IF;"""
 
 
+def _check_neighbours(tables: Tables, table: Relation, replica: bool) -> Iterator[str]:
+    """Find what the foreign keys have done to tables that were at their baseline; and where they
+    are switched off, what they would have said of parents outside the target.
+    """
+    if not replica:
+        for child in tables.bystanders(table):
+            hidden = _switches(tables, child, replica) if tables.facts(child).hidden else ()
+            yield f"IF NOT held[{tables.at(child)}] THEN"
+            yield from (f"{off};" for off, _ in hidden)
+            yield from _check(tables, child)
+            yield from (f"{on};" for _, on in reversed(hidden))
+            yield "END IF;"
+        return
+    for key in tables.parents_outside(table) if tables.facts(table).captured else ():
+        child, parent = (tables.target.database.relation(end) for end in (key.child, key.parent))
+        pairs = [*zip(map(quote, key.columns), map(quote, key.referred), strict=True)]
+        null = " OR ".join(f"o.{ours} IS NULL" for ours, _ in pairs)
+        same = " AND ".join(f"p.{theirs} = o.{ours}" for ours, theirs in pairs)
+        said = literal(f"foreign key {key.name}: {parent.name} lacks what {child.name} refers to")
+        yield f"""IF EXISTS (SELECT FROM {qualified(child.schema, child.table)} o WHERE NOT ({null})
+    AND NOT EXISTS (SELECT FROM {qualified(parent.schema, parent.table)} p WHERE {same})) THEN
+    RAISE EXCEPTION USING ERRCODE = '23503', MESSAGE = {said};
+END IF;"""
+
+
 def _wrong(tables: Tables, table: Relation) -> str:
     captured, name = _captured(tables, table), tables.facts(table).sql
     wrong = f"(SELECT count(*) FROM {name}) <> {captured.rows}"
     if captured.key:
         alien = f"c.{quote(captured.key[0].name)} IS NULL OR {captured.differs}"
-        wrong += f""" OR EXISTS (SELECT FROM {name} t LEFT JOIN {captured.copy} c ON {captured.same}
-    WHERE {WRITTEN.format("t.")} AND ({alien}))"""
+        # Counted, since for EXISTS the planner would look each row up in an index.
+        wrong += f""" OR (SELECT count(*) FROM {name} t LEFT JOIN {captured.copy} c
+    ON {captured.same} WHERE {WRITTEN.format("t.")} AND ({alien})) > 0"""
+    else:  # as text, since not every type can be sorted
+        values, kept = (
+            f"SELECT ROW({', '.join(parts)})::text FROM"
+            for parts in (
+                [f"t.{quote(column.name)}" for column in captured.columns],
+                [column.from_copy for column in captured.columns],
+            )
+        )
+        wrong += f""" OR EXISTS (SELECT FROM {name} t WHERE {WRITTEN.format("t.")})
+    AND EXISTS ({values} {name} t EXCEPT ALL {kept} {captured.copy} c)"""
     return wrong

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import URL, Engine
 
-from cleaner.dialects.base import Done, Guard, Health, Remains
+from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.postgresql import activity, baseline, capture, failures
 from cleaner.dialects.postgresql.catalog import Catalog, parse
+from cleaner.dialects.postgresql.clone import Clones, template_name
 from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.description import DESCRIPTION
+from cleaner.dialects.postgresql.differences import differences
 from cleaner.dialects.postgresql.discovery import discovery
 from cleaner.dialects.postgresql.program import Outcome, Program, read
-from cleaner.dialects.postgresql.sql import qualified, quote
+from cleaner.dialects.postgresql.recreation import Recreation, elsewhere
+from cleaner.dialects.postgresql.sql import literal, quote
 from cleaner.dialects.postgresql.writer import compile_plan
-from cleaner.errors import Blocker, ProvisionError, StrategyRefusedError, Survivor
+from cleaner.difference import Diff
+from cleaner.errors import Blocker, ProvisionError, StrategyRefusedError
 from cleaner.retry import Stale
-from cleaner.spi import Database, Plan, Relation, Target
+from cleaner.spi import Database, Plan, Recreate, Relation, Target
 
 
 class PostgresSession(HeldConnection):
@@ -64,57 +70,19 @@ class PostgresSession(HeldConnection):
         assert self._catalog is not None
         return self._catalog
 
-    def remains(self, target: Target) -> Remains:
-        facts = self.catalog.facts
-        counted: dict[int, int | None] = {}
-        visible = [table for table in target.tables if not facts[table.key].hidden]
-        for start in range(0, len(visible), 100):
-            part = visible[start : start + 100]
-            counts = ", ".join(f"(SELECT count(*) FROM {facts[t.key].sql})" for t in part)
-            row = self.execute(f"SELECT ARRAY[{counts}]")[0][0]
-            counted.update(zip((table.key for table in part), row, strict=True))
-        for table in target.tables:
-            if facts[table.key].hidden:
-                counted[table.key] = self._count_hidden(table)
-        moved = [
-            sequence.name
-            for sequence in target.sequences
-            if self.execute(
-                f"SELECT (s.last_value, s.is_called) <> "
-                f"{self.catalog.sequence_positions[sequence.key]} FROM {qualified(sequence.schema, sequence.sequence)} s"
-            )[0][0]
-        ]
-        return Remains(
-            tuple(
-                Survivor(table.name, counted[table.key], failures.why(facts[table.key], table))
-                for table in target.tables
-                if counted[table.key] != 0
-            ),
-            tuple(moved),
-        )
-
-    def _count_hidden(self, table: Relation) -> int | None:
-        """Count rows that row-level security hides, which only the owner can; None otherwise."""
-        facts = self.catalog.facts[table.key]
-        sizes = " + ".join(f"pg_catalog.pg_relation_size({leaf})" for leaf in facts.leaves)
-        if self.execute(f"SELECT {sizes}")[0][0] == 0:
-            return 0
-        if not facts.owned:
-            return None
-        name = qualified(table.schema, table.table)
-        wait = int(self.lock_timeout * 1000)
+    def diff(self, target: Target, samples: int, wait: int) -> Diff:
         try:
-            self.execute("BEGIN")
-            self.execute(f"SET LOCAL lock_timeout = {wait}", True)
-            self.execute(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY", True)
-            count: int = self.execute(f"SELECT count(*) FROM {facts.sql}", True)[0][0]
-            return count
-        finally:
-            self.execute("ROLLBACK")
+            return differences(self.execute, self.catalog, target, samples, wait)
+        except self.driver_error as error:
+            if failures.may_be_stale(error):
+                raise Stale(failures.unreadable(error, self.catalog)) from error
+            raise failures.unreadable(error, self.catalog) from error
 
     # -- cleaning -------------------------------------------------------------------------
 
-    def compile(self, plan: Plan, target: Target) -> Program:
+    def compile(self, plan: Plan, target: Target) -> Program | Recreation:
+        if any(isinstance(step, Recreate) for step in plan.steps):
+            return Recreation(target)
         if reason := self._no_functions():
             raise StrategyRefusedError(
                 f"{target.database.name} can't be cleaned: {reason}.",
@@ -123,7 +91,10 @@ class PostgresSession(HeldConnection):
             )
         return compile_plan(plan, target, self.catalog)
 
-    def run(self, program: Program, wait: int) -> Done:
+    def run(self, program: Program | Recreation, wait: int) -> Done:
+        if isinstance(program, Recreation):
+            with self._clones() as clones:
+                return Done((), (), (), (), clones.recreate())
         try:
             outcome = self._call(program, wait)
         except self.driver_error as error:
@@ -183,6 +154,32 @@ class PostgresSession(HeldConnection):
         finally:
             self._catalog = None
 
+    # -- the whole database ---------------------------------------------------------------
+
+    @contextmanager
+    def _clones(self) -> Iterator[Clones]:
+        """Copies of this database, to which we are not connected meanwhile."""
+        name = self.catalog.database.name
+        with elsewhere(self.engine.url, name, self.lock_timeout, self.execute) as clones:
+            self.close()
+            yield clones
+
+    def make_template(self) -> None:
+        with self._clones() as clones:
+            clones.make_template()
+
+    def has_template(self) -> bool:
+        name = literal(template_name(self.catalog.database.name))
+        found = f"SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = {name})"
+        return bool(self.execute(found)[0][0])
+
+    def drop_template(self) -> None:
+        with self._clones() as clones:
+            clones.drop_template()
+
+    def describe(self) -> frozenset[str]:
+        return frozenset(line for (line,) in self.execute(DESCRIPTION))
+
     # -- other sessions -------------------------------------------------------------------
 
     def health(self) -> Health:
@@ -204,8 +201,15 @@ class PostgresSession(HeldConnection):
             else "",
         )
 
-    def blockers(self, program: Program) -> tuple[Blocker, ...]:
-        return activity.blockers(self.execute, program)
+    def blockers(self, program: Program | None) -> tuple[Blocker, ...]:
+        if program is not None:
+            return activity.blockers(self.execute, program.locks, program.exclusive)
+        # Only where row-level security has to be switched off is looking more than reading.
+        hidden = (facts for facts in self.catalog.facts.values() if facts.hidden and facts.owned)
+        return activity.blockers(self.execute, [f.leaves[0] for f in hidden], True, cleans=False)
+
+    def others(self) -> tuple[Blocker, ...]:
+        return activity.others(self.execute)
 
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         return activity.terminate(self.execute, blockers)

@@ -7,7 +7,7 @@ written since the horizon (see ``restoring.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
@@ -54,6 +54,33 @@ class Tables:
                 parents.setdefault(child.key, []).append(parent.key)
         return frozenset(reachable((table.key for table in self.captured), parents))
 
+    def bystanders(self, table: Relation) -> tuple[Relation, ...]:
+        """Those with captured rows to which a key's action may reach when this table is put right,
+        although they are at their baseline: the key refers to other columns than those by which a
+        row is known again.
+        """
+        captured, leaves = self.facts(table).captured, self.facts(table).leaves
+        known = {column.name for column in captured.key} if captured else set[str]()
+        children = (
+            self.unit_of[key.child]
+            for key in self.target.database.foreign_keys
+            if captured
+            and key.parent in leaves
+            and key.child in self.unit_of
+            and {*key.referred} != known
+        )
+        return tuple(
+            child
+            for child in dict.fromkeys(children)
+            if child != table and self.facts(child).captured
+        )
+
+    def parents_outside(self, table: Relation) -> Iterator[ForeignKey]:
+        """The keys by which this table refers to what is not to be changed."""
+        for key in self.target.database.foreign_keys:
+            if key.child in self.facts(table).leaves and key.parent not in self.unit_of:
+                yield key
+
     # -- expressions ----------------------------------------------------------------------
 
     def look(self, table: Relation) -> str:
@@ -69,11 +96,9 @@ class Tables:
         if not facts.captured:
             return f"EXISTS (SELECT FROM {facts.sql})"
         # All that were there are, and nobody has written one: an UPDATE leaves a younger version,
-        # a DELETE one row less. What a clean of ours wrote is as it should be.
-        written = WRITTEN.format("")
+        # a DELETE one row less.
         return (
-            f"(SELECT count(*) <> {facts.captured.rows} OR min(pg_catalog.age(xmin)) <= lim AND "
-            f"EXISTS (SELECT FROM {facts.sql} WHERE {written} AND xmin <> ALL (own)) "
+            f"(SELECT count(*) <> {facts.captured.rows} OR min(pg_catalog.age(xmin)) <= lim "
             f"FROM {facts.sql})"
         )
 
@@ -95,17 +120,17 @@ class Tables:
             )
             yield self._reaches(table, i, f"SELECT FROM {self.child(i)} c WHERE {columns}")
 
-    def guard_rows(self, table: Relation, rows: str) -> Iterator[str]:
-        """The same if only ``rows``, a condition on ``t``, are to be deleted."""
+    def guard_rows(self, table: Relation, rows: Callable[[ForeignKey], str]) -> Iterator[str]:
+        """The same if only ``rows``, a condition on ``t``, lose what such a key refers to."""
         for i in self.outside.get(table.key, ()):
-            key: ForeignKey = self.target.outside[i]
+            key = self.target.outside[i]
             same = " AND ".join(
                 f"o.{quote(child)} = t.{quote(parent)}"
                 for child, parent in zip(key.columns, key.referred, strict=True)
             )
             name = self.facts(table).sql
             yield self._reaches(
-                table, i, f"SELECT FROM {name} t JOIN {self.child(i)} o ON {same} WHERE {rows}"
+                table, i, f"SELECT FROM {name} t JOIN {self.child(i)} o ON {same} WHERE {rows(key)}"
             )
 
     def child(self, outside: int) -> str:

@@ -38,9 +38,12 @@ _CHUNK = 128  # tables per expression: one that is altered costs the planning of
 # A relation's size is found without keeping its file open, the look for a row is not: beyond
 # this share of max_files_per_process the server would open and close a file for each look.
 _OPEN_FILES = 0.5
-# What changes without a plan being discarded: new relations, and sequences that are altered.
+# What changes without a plan being discarded: new relations, functions and types, and sequences
+# that are altered.
 _NEWEST = (
-    "(SELECT max(oid)::int8 << 31 FROM pg_catalog.pg_class) # (SELECT coalesce(sum("
+    "(SELECT max(oid)::int8 << 31 FROM pg_catalog.pg_class) # (SELECT max(oid)::int8 << 16 "
+    "FROM pg_catalog.pg_proc) # (SELECT max(oid)::int8 << 8 FROM pg_catalog.pg_type) "
+    "# (SELECT coalesce(sum("
     "pg_catalog.hashint8(seqstart) # pg_catalog.hashint8(seqcache)), 0) FROM pg_catalog.pg_sequence)"
 )
 
@@ -60,7 +63,7 @@ class _Writer:
                 tables += self.scanned(step)
             elif isinstance(step, Truncate):
                 tables += step.tables
-            else:
+            elif isinstance(step, Restart):
                 sequences += step.sequences
         self.sequences = Sequences(sequences, catalog)
         self.tables = Tables(tables, target, catalog)
@@ -158,6 +161,7 @@ BEGIN"""
         yield from self.scan()
         yield from self.check_freshness()
         if captured:
+            yield from restoring.acquit(self.tables)
             others = len(self.tables.all) - len(self.tables.captured)
             yield f"""IF reload THEN
     held := held[:{others}] || pg_catalog.array_fill(true, ARRAY[{len(self.tables.captured)}]);
