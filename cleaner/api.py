@@ -188,16 +188,8 @@ class Cleaner:
         raise self._blocked_by(blockers, "Cleaning") from wait
 
     def _blocked_by(self, blockers: tuple[Blocker, ...], doing: str) -> BlockedError:
-        idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
-        return BlockedError(
-            f"{doing} {self._session.look().name} waited {self.settings.lock_timeout:g} s for a "
-            "lock, held by " + ("; ".join(map(str, blockers)) or "a session that has gone since"),
-            "a session of the test, or of the application, was left open in a transaction"
-            if idle
-            else "another session is at work on the same tables",
-            'commit, roll back or close it before clean(), or on_blocked = "terminate"',
-            blockers,
-        )
+        work = f"{doing} {self._session.look().name}"
+        return BlockedError.waiting(work, self.settings.lock_timeout, blockers)
 
     # -- planning -------------------------------------------------------------------------
 

@@ -85,7 +85,11 @@ def _strategies(cleaner: Cleaner, engine: Engine, console: Console) -> dict[str,
     for name in registry.names():
         console.progress(f"cleaning by {name}")
         try:
-            rows[name] = _measured(cleaner.using(strategy=name), engine)
+            chosen = cleaner.using(strategy=name)
+            if chosen.strategy.recreates:
+                cleaner.clean()
+                chosen.capture()
+            rows[name] = _measured(chosen, engine)
         except CleanerError as error:
             refused = isinstance(error, (StrategyRefusedError, ExcludedTableError))
             rows[name] = {"refused" if refused else "failed": f"{error.what} {error.remedy}"}

@@ -8,8 +8,8 @@
      ├── ExcludedTableError         a CASCADE or a delete would reach a table outside the target
      ├── BlockedError               another session holds a lock past ``lock_timeout``
      ├── RetriesExhaustedError      deadlocks or serialization failures, ``retries`` times
-     ├── NotCleanError              rows or sequence positions survived
-     ├── SchemaChangedError         the schema keeps changing while it is being cleaned
+     ├── NotCleanError              rows or sequences are not at their baseline
+     ├── SchemaChangedError         the schema keeps changing, or has lost what was captured
      └── ProvisionError             a server or a database could not be provided
 
 Each message has three parts: what happened, the likely cause, and the line to write. All are
@@ -109,6 +109,20 @@ class BlockedError(CleanerError):
     ) -> None:
         super().__init__(what, cause, remedy)
         self.blockers = blockers
+
+    @classmethod
+    def waiting(cls, work: str, seconds: float, blockers: tuple[Blocker, ...]) -> BlockedError:
+        """The error of ``work`` that has waited so long for those."""
+        idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
+        return cls(
+            f"{work} waited {seconds:g} s for a lock, held by "
+            + ("; ".join(map(str, blockers)) or "a session that has gone since"),
+            "a session of the test, or of the application, was left open in a transaction"
+            if idle
+            else "another session is at work on the same tables",
+            'commit, roll back or close it before clean(), or on_blocked = "terminate"',
+            blockers,
+        )
 
 
 class RetriesExhaustedError(CleanerError):

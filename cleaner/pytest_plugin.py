@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cleaner.api import Cleaner
-    from cleaner.difference import Diff
     from cleaner.provision.embedded import EmbeddedPostgres
     from cleaner.pytest_database import SchemaGuard
     from cleaner.settings import Settings
@@ -82,32 +81,14 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if call.when == "call" and report.failed and _IN_USE in item.stash:
-        report.sections.append((_SECTION, str(_diff(item.stash[_IN_USE]))))
+        from cleaner.pytest_report import compared
+
+        report.sections.append((_SECTION, str(compared(item.stash[_IN_USE]))))
     if call.when == "teardown":
         # Of plain types: pytest-xdist sends it to the controller.
         report.cleaner_cleans = item.stash.get(_CLEANS, [])  # type: ignore[attr-defined]
         report.cleaner_left = item.stash.get(_LEFT, "")  # type: ignore[attr-defined]
     return report
-
-
-def _diff(cleaner: Cleaner, samples: int = 3) -> Diff | str:
-    """What differs from the baseline, or a line that says why that can't be told: nothing that
-    goes wrong here may take the place of what the test itself has to say.
-    """
-    wait = min(cleaner.settings.lock_timeout, _PATIENCE)
-    try:
-        return cleaner.using(lock_timeout=wait, retries=1).diff(samples)
-    except Exception as error:
-        return f"not known: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _left(cleaner: Cleaner) -> str:
-    """What a test has left, on one line; empty where that is nothing."""
-    diff = _diff(cleaner, samples=0)
-    if isinstance(diff, str):
-        return diff
-    moved = [f"sequence {each.sequence}" for each in diff.sequences]
-    return "; ".join([*diff.lost, *map(str, diff.tables), *moved])
 
 
 class _Run:
@@ -243,31 +224,11 @@ class _Run:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.config.option.cleaner_report:
             return
-        write = terminalreporter.write_line
+        from cleaner.pytest_report import summary
+
         terminalreporter.section("cleaner")
-        if not self.cleans:
-            write("no test used clean_database")
-            return
-        total = sum(seconds for _, _, seconds, _ in self.cleans)
-        write(
-            f"{len(self.cleans)} cleans in {total:.3f} s, "
-            f"{total / len(self.cleans) * 1000:.2f} ms each"
-        )
-        by_strategy: dict[str, list[float]] = {}
-        for _, strategy, seconds, _ in self.cleans:
-            by_strategy.setdefault(strategy, []).append(seconds)
-        for strategy, times in sorted(by_strategy.items()):
-            write(f"  {strategy}: {len(times)} cleans, {sum(times):.3f} s")
-        write("slowest:")
-        for nodeid, strategy, seconds, tables in sorted(self.cleans, key=lambda c: -c[2])[:5]:
-            write(f"  {seconds * 1000:8.2f} ms  {strategy}, {tables} tables  {nodeid}")
-        shown = self.left if self.config.option.verbose > 0 else self.left[:_LISTED]
-        if shown:
-            write("left in the database, and cleaned up:")
-        for nodeid, left in shown:
-            write(f"  {nodeid}: {left}")
-        if more := len(self.left) - len(shown):
-            write(f"  and {more} more tests: pytest -v shows them")
+        for line in summary(self.cleans, self.left, self.config.option.verbose > 0):
+            terminalreporter.write_line(line)
 
 
 _RUN: pytest.StashKey[_Run] = pytest.StashKey()
@@ -275,8 +236,6 @@ _CLEANS: pytest.StashKey[list[tuple[str, float, int]]] = pytest.StashKey()
 _LEFT: pytest.StashKey[str] = pytest.StashKey()
 _IN_USE: pytest.StashKey[Cleaner] = pytest.StashKey()  # from the first clean to the last one
 _SECTION = "cleaner: what the test left in the database"
-_PATIENCE = 1.0  # seconds to wait for locks only to tell what was left
-_LISTED = 50
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -402,7 +361,9 @@ def clean_database(request: pytest.FixtureRequest, cleaner: Cleaner) -> Iterator
     yield chosen
     del item.stash[_IN_USE]
     if run.config.option.cleaner_report:
-        item.stash[_LEFT] = _left(chosen)
+        from cleaner.pytest_report import left
+
+        item.stash[_LEFT] = left(chosen)
     if guard is None:
         clean(chosen)
     else:

@@ -45,6 +45,8 @@ def worker_database(request: pytest.FixtureRequest) -> Iterator[Database]:
     database = Database(url, role)
     with suppress(psycopg.errors.DuplicateObject):
         database.execute(f"CREATE ROLE {role} LOGIN")
+    with database.cleaner() as cleaner:
+        cleaner.release()  # a template, which every capture() would copy anew, ends our sessions
     yield database
     database.close()
 

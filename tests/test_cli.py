@@ -121,7 +121,9 @@ class TestUsage:
             main(arguments)
         assert exit_.value.code == 2
 
-    @pytest.mark.parametrize("command", ["", "demo", "plan", "clean", "doctor"])
+    @pytest.mark.parametrize(
+        "command", ["", "demo", "plan", "clean", "diff", "capture", "release", "doctor"]
+    )
     def test_help_teaches_by_an_example(
         self, command: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -207,7 +209,7 @@ class TestPlan:
         plan = run(
             "plan", "--url", shop.url, "--strategy", strategy, "--only", "purchase", "--json"
         ).json
-        assert plan.keys() == {"strategy", "tables", "sequences", "warnings", "sql"}
+        assert plan.keys() == {"strategy", "tables", "sequences", "warnings", "sql", "captured"}
         assert plan["strategy"] == strategy
         assert (plan["tables"], plan["sequences"]) == (["purchase"], ["purchase_id_seq"])
         assert "purchase" in plan["sql"]
@@ -255,6 +257,92 @@ class TestClean:
         result = run("clean", "--database", "report")
         assert result.code == 1
         assert "[tool.cleaner.databases.reports]" in result.err
+
+
+class TestBaseline:
+    def test_what_was_captured_is_what_clean_puts_back_until_it_is_released(
+        self, run: Run, shop: Database
+    ) -> None:
+        result = run("capture", "--url", shop.url)
+        assert (result.code, result.out) == (0, "baseline: 3 captured rows in 3 tables\n")
+        shop.execute("DELETE FROM purchase; INSERT INTO country DEFAULT VALUES")
+        assert run("clean", "--url", shop.url).code == 0
+        assert (shop.count("purchase"), shop.count("country")) == (1, 1)
+        result = run("release", "--url", shop.url)
+        assert (result.code, result.out) == (0, "baseline: no rows\n")
+        assert run("clean", "--url", shop.url).code == 0
+        assert (shop.count("purchase"), shop.count("country")) == (0, 0)
+
+    def test_tables_are_captured_by_name_or_pattern(self, run: Run, shop: Database) -> None:
+        arguments = ["--table", "country", "--table", "cust*", "--json"]
+        found = run("capture", "--url", shop.url, *arguments).json
+        assert found == {"captured": {"customer": 1, "country": 1}}
+        assert run("release", "--url", shop.url, "--json").json == {"captured": {}}
+        result = run("capture", "--url", shop.url, "--table", "contry")
+        assert result.code == 1
+        assert "did you mean 'country'?" in result.err
+
+    def test_diff_says_what_differs_and_exits_with_1_if_anything_does(
+        self, run: Run, shop: Database
+    ) -> None:
+        run("capture", "--url", shop.url)
+        result = run("diff", "--url", shop.url)
+        assert result.code == 0
+        assert result.out == "Nothing that is committed differs from the baseline.\n"
+        shop.execute("UPDATE purchase SET customer = NULL; DELETE FROM customer")
+        result = run("diff", "--url", shop.url)
+        assert (result.code, result.err) == (1, "")
+        assert result.out.splitlines() == [
+            "purchase: 1 row changed",
+            "  ~ id=1: customer: 1 -> NULL",
+            "customer: 1 row gone",
+            "  - id=1, country=1",
+        ]
+
+    def test_diff_as_json(self, run: Run, shop: Database) -> None:
+        run("capture", "--url", shop.url)
+        assert run("diff", "--url", shop.url, "--json").json == {
+            "tables": [],
+            "sequences": [],
+            "lost": [],
+        }
+        shop.execute("DELETE FROM purchase; INSERT INTO country DEFAULT VALUES")
+        result = run("diff", "--url", shop.url, "--json")
+        assert result.code == 1
+        purchase, country = result.json["tables"]
+        assert (purchase["table"], purchase["gone"], purchase["baseline"]) == ("purchase", 1, 1)
+        assert (country["table"], country["added"]) == ("country", 1)
+        assert [value for _, value in country["rows"][0]["values"]] == [
+            {"text": "2", "length": 0, "skipped": 0, "unit": "characters"}
+        ]
+        assert result.json["sequences"] == [
+            {
+                "sequence": "country_id_seq",
+                "baseline": {"last": 1, "called": True},
+                "now": {"last": 2, "called": True},
+            }
+        ]
+
+    def test_plan_and_doctor_mention_the_captured_rows(self, run: Run, shop: Database) -> None:
+        assert "baseline              no rows" in run("doctor", "--url", shop.url).out
+        run("capture", "--url", shop.url, "--table", "country")
+        out = run("plan", "--url", shop.url).out.splitlines()
+        assert "--     country, back to 1 captured row" in out
+        assert "--     purchase" in out
+        assert run("plan", "--url", shop.url, "--json").json["captured"] == {"country": 1}
+        found = run("doctor", "--url", shop.url, "--json").json
+        assert found["captured"] == {"tables": 1, "rows": 1}
+        text = run("doctor", "--url", shop.url).out
+        assert "baseline              1 captured row in 1 table" in text
+
+    def test_doctor_names_what_was_captured_and_is_lost(self, run: Run, shop: Database) -> None:
+        run("capture", "--url", shop.url)
+        shop.execute("DROP TABLE purchase")
+        found = run("doctor", "--url", shop.url, "--json")
+        assert found.code == 1
+        (problem,) = found.json["problems"]
+        assert problem["error"] == "SchemaChangedError"
+        assert "public.purchase, 1 rows of which were captured" in problem["what"]
 
 
 class TestRefusals:
@@ -454,7 +542,7 @@ class TestSecrets:
     )
     def test_passwords_are_never_shown(self, run: Run, here: Path, url: str) -> None:
         (here / "pyproject.toml").write_text(f'[tool.cleaner.databases.other]\nurl = "{url}"')
-        for command in ("plan", "clean", "doctor"):
+        for command in ("plan", "clean", "diff", "capture", "release", "doctor"):
             for arguments in (["--url", url], ["--database", "other"]):
                 for as_json in ([], ["--json"]):
                     result = run(command, *arguments, *as_json)
@@ -480,7 +568,8 @@ class TestDemo:
     ) -> None:
         figures, _ = demonstration
         assert figures["proved"] is True
-        assert figures["strategies"].keys() == {*STRATEGIES, "moody"}
+        assert figures["strategies"].keys() == {*STRATEGIES, "recreate", "moody"}
+        assert figures["strategies"]["recreate"]["verified"] is True
         for name in STRATEGIES:
             row = figures["strategies"][name]
             assert row["verified"] is True
@@ -508,7 +597,7 @@ class TestDemo:
     ) -> None:
         _, text = demonstration
         assert "\x1b" not in text
-        assert text.count("  yes\n") == len(STRATEGIES)
+        assert text.count("  yes\n") == len(STRATEGIES) + 1
         assert max(map(len, text.splitlines())) <= 100
 
     @pytest.mark.parametrize("proved", [True, False])

@@ -59,7 +59,7 @@ def test_a_list_takes_the_place_of_the_word() -> None:
 
 def test_nothing_happens_to_a_database_that_is_refused(database: Database) -> None:
     database.execute("CREATE TABLE a (id int); INSERT INTO a VALUES (1)")
-    for method in ("clean", "plan", "verify"):
+    for method in ("clean", "plan", "diff", "verify"):
         with (
             database.cleaner(allow_databases=["other"]) as cleaner,
             pytest.raises(errors.UnsafeDatabaseError, match=database.name),

@@ -25,7 +25,7 @@ FLOORS = [
     {"provision"},
     {"api"},
     {"console", "shop"},
-    {"demo", "doctor", "pytest_database", "testcase", "testing"},
+    {"demo", "doctor", "pytest_database", "pytest_report", "testcase", "testing"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 ]

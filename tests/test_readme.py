@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,15 +29,36 @@ class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str]
+
+
+class Role(Base):
+    __tablename__ = "role"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    level: Mapped[int]
 """
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+def section(title: str) -> str:
+    return TEXT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def snippets(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def is_file(snippet: str) -> bool:
     return snippet.startswith("# tests/")
+
+
+def suite(pytester: pytest.Pytester, title: str) -> None:
+    """Write the files of that section, with the settings and models that the first steps name."""
+    settings = next(text for text in snippets("toml") if 'Base"\n' in text)
+    pytester.makepyprojecttoml(settings + '[tool.pytest.ini_options]\npythonpath = ["."]\n')
+    pytester.mkdir("shop").joinpath("models.py").write_text(MODELS)
+    tests = pytester.mkdir("tests")
+    for snippet in filter(is_file, snippets("python", section(title))):
+        (tests / snippet.split("\n")[0].rpartition("/")[2]).write_text(snippet)
 
 
 def test_the_snippets_run_one_after_the_other(tmp_path: Path) -> None:
@@ -56,18 +78,25 @@ def test_the_snippets_run_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_the_three_steps_make_a_suite_that_passes(pytester: pytest.Pytester) -> None:
-    settings = next(text for text in snippets("toml") if 'Base"\n' in text)
-    pytester.makepyprojecttoml(settings + '[tool.pytest.ini_options]\npythonpath = ["."]\n')
-    for name, text in {"shop/models.py": MODELS}.items():
-        path = pytester.path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    tests = pytester.mkdir("tests")
-    for snippet in filter(is_file, snippets("python")):
-        (tests / snippet.split("\n")[0].rpartition("/")[2]).write_text(snippet)
+    suite(pytester, "pytest in three steps")
     result = pytester.runpytest_subprocess("--strict-markers", "-v")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["cleaner: auto on postgresql * (embedded), database test"])
+
+
+def test_what_a_failed_test_left_is_printed_in_the_words_of_the_readme(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in [name for name in os.environ if name.startswith(("PYTEST_", "CLEANER_"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("COLUMNS", "80")
+    suite(pytester, "What did my test leave?")
+    result = pytester.runpytest_subprocess("-p", "no:randomly")
+    result.assert_outcomes(failed=1)
+    (words,) = snippets("text", section("What did my test leave?"))
+    before, _, after = result.stdout.str().partition(words)
+    assert before.endswith("AssertionError\n")
+    assert after.startswith("=========================== short test summary info ")
 
 
 def test_every_toml_snippet_is_accepted(tmp_path: Path) -> None:

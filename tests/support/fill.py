@@ -106,7 +106,8 @@ class _Table:
             self.columns[name].hints += expression
 
 
-_OURS = """nspname !~ '^pg_' AND nspname <> 'information_schema' AND NOT EXISTS (SELECT
+_OURS = """nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'cleaner_baseline')
+AND NOT EXISTS (SELECT
 FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')"""
 _TABLES = f"""
 SELECT c.oid, format('%I.%I', nspname, relname) AS name, relkind AS kind,

@@ -22,6 +22,16 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = relnamespac
 WHERE relkind IN ('r', 'p') AND nspname !~ '^pg_' AND nspname <> 'information_schema'
 ORDER BY nspname, relname"""
 
+# A row as it goes over the wire in binary: equal to the last bit, not only by its type's equality.
+_CONTENTS = r"""
+SELECT format($$SELECT %L, count(*) || ' ' || coalesce(md5(string_agg(h, '' ORDER BY h)), '')
+                  FROM (SELECT md5(record_send(t.*)) FROM ONLY %I.%I t) _(h)$$,
+              format('%I.%I', nspname, relname), nspname, relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace
+WHERE relkind IN ('r', 'm') AND relispopulated AND nspname !~ '^pg_'
+  AND nspname NOT IN ('information_schema', 'cleaner_baseline')
+ORDER BY nspname, relname"""
+
 _SEQUENCES = r"""
 SELECT format('SELECT %L, last_value, is_called, %L::bigint FROM %I.%I',
               format('%I.%I', nspname, relname), seqstart, nspname, relname)
@@ -37,6 +47,14 @@ def counts(conn: Connection) -> dict[str, int]:
     Row security that would hide a row is an error, never a smaller count.
     """
     return dict(_gather(conn, _COUNTS))
+
+
+def contents(conn: Connection) -> dict[str, str]:
+    """What every table, partition and materialized view holds: its rows, counted and hashed.
+
+    Captured rows that are kept to be put back are not among them.
+    """
+    return dict(_gather(conn, _CONTENTS))
 
 
 def sequences(conn: Connection) -> dict[str, tuple[int, bool, int]]:

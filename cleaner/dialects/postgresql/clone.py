@@ -49,10 +49,16 @@ class Clones:
     """
 
     def __init__(
-        self, execute: Execute, driver_error: Any, database: str, *, wait: float = 5.0
+        self,
+        execute: Execute,
+        driver_error: Any,
+        database: str,
+        *,
+        template: str = "",
+        wait: float = 5.0,
     ) -> None:
         self.database = database
-        self.template = template_name(database)
+        self.template = template or template_name(database)
         self._execute = execute
         self._driver_error = driver_error
         self._wait = wait
