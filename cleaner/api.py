@@ -26,7 +26,7 @@ from cleaner.errors import (
 from cleaner.metadata import Models
 from cleaner.selection import named_tables, select
 from cleaner.settings import Settings
-from cleaner.spi import Plan, Report, Strategy, Target
+from cleaner.spi import Plan, Recreate, Report, Strategy, Target
 
 Result = TypeVar("Result")
 
@@ -262,7 +262,9 @@ class Cleaner:
             self._tried(attempt)
             self._prepared = None
             if self._strategy.recreates:
-                self._session.make_template()
+                for step in self._strategy.plan(self._selected()).steps:
+                    if isinstance(step, Recreate) and not step.template:
+                        self._session.make_template()
                 pools.forget_connections()
             elif self._session.has_template():  # of an older baseline
                 self._session.drop_template()

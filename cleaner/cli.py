@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cleaner import Cleaner, Settings, __version__
-from cleaner.console import Console, baseline, count
+from cleaner import Cleaner, Settings, __version__, pool_cli
+from cleaner.console import Console, baseline, count, print_json
 from cleaner.errors import Blocker, CleanerError, SettingsError
 from cleaner.spi import Plan
 
@@ -49,14 +49,10 @@ def _fail(error: CleanerError, as_json: bool) -> int:
     if as_json:
         from cleaner.doctor import explained
 
-        _print_json(explained(error))
+        print_json(explained(error))
     else:
         print(error, file=sys.stderr)
     return 1
-
-
-def _print_json(found: object) -> None:
-    print(json.dumps(found, indent=2))
 
 
 # -- usage ----------------------------------------------------------------------------------
@@ -120,13 +116,14 @@ def _parser() -> argparse.ArgumentParser:
         "cleaner doctor --database reports",
         target,
     )
+    pool_cli.add(commands, _command, _settings)
     return parser
 
 
 def _command(
     commands: Any, run: Callable[..., int], purpose: str, example: str, *parents: Any
-) -> None:
-    parser = commands.add_parser(
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         run.__name__.removeprefix("_"),
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.",
@@ -135,6 +132,7 @@ def _command(
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
+    return parser
 
 
 def _target() -> argparse.ArgumentParser:
@@ -169,7 +167,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     settings = Settings.load()
     if options.database is not None:
         settings = settings.database(options.database)
-    given = {name: getattr(options, name) for name in _OPTIONS}
+    given = {name: getattr(options, name, None) for name in _OPTIONS}
     return settings.merged(
         {key: value for key, value in given.items() if value is not None}, "option"
     )
@@ -195,7 +193,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         captured = cleaner.captured
     if options.json:
         names = ("strategy", "tables", "sequences", "warnings", "sql")
-        _print_json({name: getattr(plan, name) for name in names} | {"captured": captured})
+        print_json({name: getattr(plan, name) for name in names} | {"captured": captured})
     else:
         console.say("\n".join(_commented(plan, captured)))
         console.say(str(plan))
@@ -219,7 +217,7 @@ def _clean(options: argparse.Namespace, console: Console) -> int:
     with _cleaner(options) as cleaner:
         report = cleaner.clean()
     if options.json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
     else:
         console.say(str(report))
         for warning in report.warnings:
@@ -231,7 +229,7 @@ def _diff(options: argparse.Namespace, console: Console) -> int:
     with _cleaner(options) as cleaner:
         diff = cleaner.diff()
     if options.json:
-        _print_json(asdict(diff))
+        print_json(asdict(diff))
     else:
         console.say(str(diff))
     return 1 if diff else 0
@@ -251,7 +249,7 @@ def _release(options: argparse.Namespace, console: Console) -> int:
 
 def _say_captured(captured: dict[str, int], options: argparse.Namespace, console: Console) -> int:
     if options.json:
-        _print_json({"captured": captured})
+        print_json({"captured": captured})
     else:
         console.say(f"baseline: {baseline(len(captured), sum(captured.values()))}")
     return 0
@@ -262,7 +260,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
 
     figures = demo.run(console)
     if options.json:
-        _print_json(figures)
+        print_json(figures)
     return 0 if figures["proved"] else 1
 
 
@@ -271,7 +269,7 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 
     found = doctor.examine(lambda: _settings(options))
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         _print_findings(found, console)
     return 1 if found["problems"] else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,11 @@ class Console:
             first, *figures, last = row
             cells = [f"{cell:>{width}}" for cell, width in zip(figures, widths[1:], strict=False)]
             self.say("  ".join([f"{indent}{first:<{widths[0]}}", *cells, last]))
+
+
+def print_json(found: object) -> None:
+    """Print the one object of ``--json``."""
+    print(json.dumps(found, indent=2))
 
 
 def count(number: int, noun: str) -> str:

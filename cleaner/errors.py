@@ -11,6 +11,7 @@
      ├── NotCleanError              rows or sequences are not at their baseline
      ├── SchemaChangedError         the schema keeps changing, or has lost what was captured
      └── ProvisionError             a server or a database could not be provided
+          └── PoolRefusedError      the role may not create databases, and none were provided
 
 Each message has three parts: what happened, the likely cause, and the line to write. All are
 picklable, since pytest-xdist sends them from a worker to its controller.
@@ -28,6 +29,7 @@ __all__ = [
     "CleanerError",
     "ExcludedTableError",
     "NotCleanError",
+    "PoolRefusedError",
     "ProvisionError",
     "RetriesExhaustedError",
     "SchemaChangedError",
@@ -217,3 +219,7 @@ class SchemaChangedError(CleanerError):
 
 class ProvisionError(CleanerError):
     """A server or a database could not be provided."""
+
+
+class PoolRefusedError(ProvisionError):
+    """The role may not create databases for workers, and nobody has provided any for it."""

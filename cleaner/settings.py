@@ -32,6 +32,7 @@ else:
     import tomli as tomllib
 
 _PREFIX = "CLEANER_"
+_LISTS = {"only", "exclude", "schemas", "allow_databases", "fingerprint", "export"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Settings:
 
     ``lock_timeout`` is in seconds; ``only``, ``exclude`` and ``schemas`` are names or patterns
     (``*``, ``?``, ``[...]``), table names with or without their schema; ``allow_databases`` None
-    means: databases with the word ``test`` in their name.
+    means: databases with the word ``test`` in their name. ``fingerprint`` is what else shapes the
+    database, files, directories or patterns relative to pyproject.toml; ``export`` is the names of
+    the environment variables that are to hold a worker's URL.
     """
 
     url: URL | Engine | None = None
@@ -57,6 +60,8 @@ class Settings:
     allow_databases: tuple[str, ...] | None = None
     databases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     autouse: bool = False
+    fingerprint: tuple[str, ...] = ()
+    export: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -123,7 +128,7 @@ class Settings:
                     raise _unknown(key, f"environment variable {variable}")
                 continue
             value: object = text
-            if key in ("only", "exclude", "schemas", "allow_databases"):
+            if key in _LISTS:
                 value = [part.strip() for part in text.split(",") if part.strip()]
             elif key in ("strategy_options", "databases"):
                 try:
@@ -304,5 +309,7 @@ _READERS: dict[str, Callable[[str, object, str], object]] = {
     "allow_databases": _optional_patterns,
     "databases": _databases,
     "autouse": _flag,
+    "fingerprint": _patterns,
+    "export": _patterns,
 }
 assert set(_READERS) | {"origins"} == {each.name for each in fields(Settings)}

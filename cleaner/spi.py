@@ -185,7 +185,12 @@ class Restart:
 
 @dataclass(frozen=True)
 class Recreate:
-    """Replace the whole database by a clone of its baseline; the only step of its plan."""
+    """Replace the whole database by a clone of its baseline; the only step of its plan.
+
+    ``template`` is the database to clone, by default the one that ``capture()`` makes.
+    """
+
+    template: str = ""
 
 
 Step = Empty | Truncate | Restart | Recreate

@@ -8,7 +8,8 @@ from cleaner.spi import Plan, Recreate, Strategy, Target
 
 
 class RecreateDatabase(Strategy):
-    """Drops the database and clones it from a template, which ``capture()`` makes.
+    """Drops the database and clones it from a ``template``, by default the one that ``capture()``
+    makes.
 
     For tests that change the schema: nothing they did survives, whatever it was. It ends every
     session on the database, takes tens of milliseconds, and needs a role with CREATEDB.
@@ -17,5 +18,8 @@ class RecreateDatabase(Strategy):
     name: ClassVar[str] = "recreate"
     recreates: ClassVar[bool] = True
 
+    def __init__(self, template: str = "") -> None:
+        self.template = template
+
     def plan(self, target: Target) -> Plan:
-        return Plan(self.name, (Recreate(),))
+        return Plan(self.name, (Recreate(self.template),))

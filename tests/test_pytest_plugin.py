@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from support.database import Database
+
+from cleaner.provision.leases import Pool
 
 on_embedded = pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 
@@ -68,8 +71,17 @@ def url(database: Database) -> str:
 
 
 @pytest.fixture
-def run(project: pytest.Pytester, url: str) -> Run:
-    """Run that suite on this test's database."""
+def leased(database: Database) -> Iterator[Database]:
+    """The database that a run in one process leases where this test's database is configured."""
+    leased = Database(database.url.set(database=f"{database.name}_main"), database.role)
+    yield leased
+    leased.close()
+    Pool(database.url).sweep(timedelta(0), timedelta(0))
+
+
+@pytest.fixture
+def run(project: pytest.Pytester, url: str, leased: Database) -> Run:
+    """Run that suite on the server of this test's database."""
 
     def run(*arguments: str) -> pytest.RunResult:
         return project.runpytest_subprocess("--cleaner-url", url, *arguments)
@@ -88,7 +100,9 @@ def lines(result: pytest.RunResult, pattern: str) -> list[str]:
 def test_the_header_names_strategy_server_and_database(run: Run, database: Database) -> None:
     result = run("--cleaner-strategy", "delete")
     version = database.scalar("SHOW server_version")
-    assert f"cleaner: delete on postgresql {version}, database {database.name}" in result.outlines
+    assert (
+        f"cleaner: delete on postgresql {version}, database {database.name}_main" in result.outlines
+    )
 
 
 @on_embedded
@@ -105,7 +119,7 @@ def test_each_source_of_settings_is_stronger_than_the_one_before(
     assert header().startswith("cleaner: truncate on ")
     assert header("--cleaner-strategy=delete").startswith("cleaner: delete on ")
     nowhere = "postgresql+psycopg://127.0.0.1:1/nowhere_test"
-    assert header(f"--cleaner-url={nowhere}").endswith("database nowhere_test")
+    assert header(f"--cleaner-url={nowhere}").endswith("database nowhere_test_main")
 
 
 def test_a_wrong_setting_is_a_usage_error_that_suggests_the_right_one(
@@ -152,7 +166,7 @@ def test_a_database_that_is_no_test_database_is_refused_before_the_setup_runs(
 
 @on_embedded
 def test_each_test_begins_and_ends_at_the_baseline(
-    project: pytest.Pytester, run: Run, database: Database
+    project: pytest.Pytester, run: Run, leased: Database
 ) -> None:
     project.makepyfile(
         """
@@ -179,7 +193,7 @@ def test_each_test_begins_and_ends_at_the_baseline(
         """
     )
     run().assert_outcomes(passed=4)
-    assert database.count("item") == 0
+    assert leased.count("item") == 0
 
 
 @on_embedded
@@ -275,7 +289,7 @@ def test_the_marker_is_a_known_one(project: pytest.Pytester, run: Run) -> None:
 
 @on_embedded
 def test_autouse_and_the_marker_serve_unittest_too(
-    project: pytest.Pytester, url: str, database: Database
+    project: pytest.Pytester, url: str, leased: Database
 ) -> None:
     project.makepyprojecttoml(f'[tool.cleaner]\nurl = "{url}"\nautouse = true')
     project.makepyfile(
@@ -317,7 +331,7 @@ def test_autouse_and_the_marker_serve_unittest_too(
     result = project.runpytest_subprocess("--cleaner-report")
     result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(["10 cleans in *", "  auto: 8 cleans*", "  truncate: 2 cleans*"])
-    assert database.count("item") == 0
+    assert leased.count("item") == 0
 
 
 @on_embedded
@@ -339,29 +353,28 @@ def test_the_marker_serves_unittest_without_autouse(project: pytest.Pytester, ru
 
 
 @on_embedded
-def test_a_setup_of_the_users_own_runs_once(
+def test_a_setup_of_the_users_own_runs_once_for_all_runs(
     project: pytest.Pytester, run: Run, database: Database
 ) -> None:
-    database.execute("CREATE TABLE setups (id serial)")
+    counted = project.path / "setups"
     project.makeconftest(
         "import pytest\n\n@pytest.fixture(scope='session')\ndef cleaner_setup():\n"
-        "    def setup(engine):\n        with engine.begin() as connection:\n"
-        "            connection.exec_driver_sql('INSERT INTO setups DEFAULT VALUES')\n"
+        "    def setup(engine):\n        with open('setups', 'a') as file: file.write('x')\n"
         "    return setup"
     )
     project.makepyfile(
-        test_a="import pytest\npytestmark = pytest.mark.cleaner(exclude=['setups'])\n"
+        test_a="import pytest\npytestmark = pytest.mark.cleaner\n"
         "def test_a(): pass\ndef test_b(): pass",
-        test_b="import pytest\npytestmark = pytest.mark.cleaner(exclude=['setups'])\n"
-        "def test_c(): pass",
+        test_b="import pytest\npytestmark = pytest.mark.cleaner\ndef test_c(): pass",
     )
-    run().assert_outcomes(passed=3)
-    assert database.scalar("SELECT max(id) FROM setups") == 1
+    for _ in range(2):
+        run().assert_outcomes(passed=3)
+    assert counted.read_text() == "x"
 
 
 @on_embedded
 def test_the_default_setup_creates_the_metadata_of_the_settings(
-    project: pytest.Pytester, run: Run, database: Database
+    project: pytest.Pytester, run: Run, leased: Database
 ) -> None:
     project.makeconftest("")
     project.makepyprojecttoml('[tool.cleaner]\nmetadata = "models:Base"')
@@ -372,7 +385,7 @@ def test_the_default_setup_creates_the_metadata_of_the_settings(
         test_it="def test(clean_database): assert clean_database.plan().tables == ('thing',)",
     )
     run("-p", "no:randomly").assert_outcomes(passed=1)
-    assert database.count("thing") == 0
+    assert leased.count("thing") == 0
 
 
 # -- order, errors --------------------------------------------------------------------------
@@ -486,7 +499,7 @@ def pytest_runtest_logfinish():
 
 @on_embedded
 def test_a_failing_test_or_fixture_is_cleaned_up_after_and_keeps_its_own_error(
-    project: pytest.Pytester, run: Run, database: Database
+    project: pytest.Pytester, run: Run, leased: Database
 ) -> None:
     project.makepyfile(
         """
@@ -518,12 +531,12 @@ def test_a_failing_test_or_fixture_is_cleaned_up_after_and_keeps_its_own_error(
     result.assert_outcomes(failed=1, errors=1, skipped=2, xfailed=1, passed=1)
     result.stdout.fnmatch_lines(["10 cleans in *"])
     assert run("-x").parseoutcomes() == {"failed": 1}
-    assert database.count("item") == 0
+    assert leased.count("item") == 0
 
 
 @on_embedded
 def test_ctrl_c_in_the_middle_of_a_test_cleans_up_after_it(
-    project: pytest.Pytester, url: str, database: Database
+    project: pytest.Pytester, url: str, leased: Database
 ) -> None:
     project.makepyfile(
         """
@@ -545,13 +558,13 @@ def test_ctrl_c_in_the_middle_of_a_test_cleans_up_after_it(
         for line in process.stdout:
             if b"READY" in line:
                 break
-        assert database.count("item") == 1
+        assert leased.count("item") == 1
         process.send_signal(signal.SIGINT)
         process.stdout.read()
     assert process.returncode == pytest.ExitCode.INTERRUPTED
-    assert database.count("item") == 0
+    assert leased.count("item") == 0
     deadline = time.monotonic() + 10
-    while database.scalar(
+    while leased.scalar(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     ):
@@ -853,17 +866,6 @@ def test_workers_on_the_embedded_server_never_see_a_neighbours_row(
     result.stdout.fnmatch_lines(["cleaner: auto on postgresql * (embedded), *"])
 
 
-@on_embedded
-def test_workers_that_would_share_a_database_are_refused(
-    project: pytest.Pytester, run: Run
-) -> None:
-    project.makepyfile("def test_a(clean_database): pass\ndef test_b(clean_database): pass")
-    result = run("-n2")
-    result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines(["*ProvisionError*would clean each other's rows*"])
-    run("-n1").assert_outcomes(passed=2)
-
-
 def test_a_crashed_worker_is_replaced_by_one_with_a_clean_database(
     project: pytest.Pytester,
 ) -> None:
@@ -901,7 +903,7 @@ def test_without_a_url_one_process_has_the_embedded_server_to_itself(
     )
     result = project.runpytest_subprocess("-p", "no:xdist")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["cleaner: delete on postgresql * (embedded), database test"])
+    result.stdout.fnmatch_lines(["cleaner: delete on postgresql * (embedded), database test_main"])
     assert not Path((project.path / "directory").read_text()).exists()
 
 

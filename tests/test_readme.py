@@ -81,7 +81,7 @@ def test_the_three_steps_make_a_suite_that_passes(pytester: pytest.Pytester) -> 
     suite(pytester, "pytest in three steps")
     result = pytester.runpytest_subprocess("--strict-markers", "-v")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["cleaner: auto on postgresql * (embedded), database test"])
+    result.stdout.fnmatch_lines(["cleaner: auto on postgresql * (embedded), database test_main"])
 
 
 def test_what_a_failed_test_left_is_printed_in_the_words_of_the_readme(

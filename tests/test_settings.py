@@ -72,6 +72,18 @@ def test_lists_come_separated_by_commas_from_the_environment(
     assert settings.strategy_options == {"a": 1}
 
 
+@pytest.mark.parametrize("key", ["fingerprint", "export"])
+def test_names_come_as_a_list_as_one_text_or_separated_by_commas(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert getattr(Settings.load(), key) == ()
+    configure(f'{key} = ["A", "B"]')
+    assert getattr(Settings.load(), key) == ("A", "B")
+    assert getattr(Settings.load(**{key: "C"}), key) == ("C",)  # type: ignore[arg-type]
+    monkeypatch.setenv(f"CLEANER_{key.upper()}", "D, E/*.sql,")
+    assert getattr(Settings.load(), key) == ("D", "E/*.sql")
+
+
 @pytest.mark.parametrize("place", ["pyproject", "environment", "keyword", "databases"])
 def test_an_unknown_key_is_an_error_that_suggests_the_nearest(
     place: str, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +133,9 @@ def test_other_programs_variables_are_none_of_our_business(
         ("on_blocked", "kill"),
         ("databases", {"x": 1}),
         ("autouse", "perhaps"),
+        ("fingerprint", 7),
+        ("fingerprint", [""]),
+        ("export", {"DATABASE_URL": "x"}),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_what_to_write(key: str, value: object) -> None:

@@ -12,6 +12,9 @@ The run's directory says everything; processes that share it share the server:
     log           what initdb, the server and the watchdog say
     data, copy    the cluster, and the binaries where the server's user can't reach the originals
 
+With ``keep`` the cluster is in the user's cache and `data` a link to it: the databases of a run are
+there in the next.
+
 Whoever starts the server leaves it to a watchdog (`_watchdog.py`), which is the server's parent
 and ends with the owner. The server trusts whoever connects: on the socket that is this user, by
 TCP everybody on this machine. It is a place for test data, and for no secrets.
@@ -24,11 +27,12 @@ import importlib.util
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +71,9 @@ class EmbeddedPostgres:
     Without ``directory`` a new one is made and this process owns it: server and directory last
     until `stop`, or until the process ends, be it by SIGKILL. With the ``directory`` of an owner
     this process joins its run. ``bin_directory`` names other binaries, ``options`` adds server
-    settings or overrides them; both count in whichever process starts the server.
+    settings or overrides them. ``keep`` leaves the cluster, with its databases, to the next run
+    that keeps, of this user on the same binaries; a run that finds it in use by another has one of
+    its own, as without. All three count in whichever process starts the server.
     """
 
     def __init__(
@@ -76,15 +82,12 @@ class EmbeddedPostgres:
         *,
         bin_directory: Path | None = None,
         options: Mapping[str, str] | None = None,
+        keep: bool = False,
     ) -> None:
-        if sys.platform == "win32":
-            raise ProvisionError(
-                "The embedded PostgreSQL does not run on Windows",
-                "it relies on POSIX locks to end with its owner",
-                _URL_INSTEAD,
-            )
+        _refuse_windows()
         self._bin_directory = bin_directory
         self._options = dict(options or {})
+        self._keep = keep
         self._running: dict[str, Any] | None = None
         self._owner: tuple[int, int] | None = None  # the process that owns, and its lock
         if directory is None:
@@ -105,6 +108,43 @@ class EmbeddedPostgres:
     def version(self) -> str:
         """The server's version, such as ``18.6``."""
         return str(self._outcome["version"])
+
+    @property
+    def kept(self) -> bool:
+        """Whether its cluster is the one that the next run finds."""
+        return bool(self._outcome["kept"])
+
+    @staticmethod
+    def cache_directory() -> Path:
+        """Return where the clusters are kept, though there may be none yet.
+
+        It is below XDG_CACHE_HOME or ~/.cache, or below the temporary directory if the server's
+        user can't get there. Raises ProvisionError if others than this user could, and write.
+        """
+        _refuse_windows()
+        return _cache_directory()
+
+    @staticmethod
+    def remove_cache() -> None:
+        """Remove all that is kept, or raise ProvisionError and leave it while any is in use."""
+        directory = EmbeddedPostgres.cache_directory()
+        places = [path for path in directory.glob("*") if path.is_dir()]
+        with ExitStack() as stack:
+            for place in places:
+                locks = _watchdog.take(place, _server_user())
+                if locks is None:
+                    raise ProvisionError(
+                        f"The kept clusters in {directory} can't be removed now.",
+                        f"a run uses {place.name}",
+                        "try again when it has ended",
+                    )
+                for lock in locks:
+                    stack.callback(os.close, lock)
+            for place in places:  # renamed first: a run that begins now makes another
+                unused = place.rename(tempfile.mkdtemp(prefix="removed-", dir=directory))
+                shutil.rmtree(unused, ignore_errors=True)
+        with suppress(OSError):
+            directory.rmdir()
 
     def start(self) -> EmbeddedPostgres:
         """Return self once the server accepts connections.
@@ -142,7 +182,10 @@ class EmbeddedPostgres:
         return self.url(name)
 
     def stop(self) -> None:
-        """End the server and remove the directory, if this process owns them; let go otherwise."""
+        """End the server and remove the directory, if this process owns them; let go otherwise.
+
+        Once it returns, the next run can have the cluster if this one has kept it.
+        """
         self._running = None
         if self._owner is None or self._owner[0] != os.getpid():
             return
@@ -151,6 +194,11 @@ class EmbeddedPostgres:
         fcntl.lockf(lock, fcntl.LOCK_UN, 1, 0)
         fcntl.lockf(lock, fcntl.LOCK_EX, 1, 1)  # granted once no watchdog lives
         os.close(lock)
+        with suppress(OSError, ProvisionError):  # a link is left only by a watchdog that was killed
+            place = (self.directory / "data").readlink().parent
+            if place.parent == _cache_directory():
+                for each in _watchdog.take(place, _server_user()) or ():
+                    os.close(each)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> EmbeddedPostgres:
@@ -191,8 +239,15 @@ class EmbeddedPostgres:
             "binaries": str(find_binaries(self._bin_directory)),
             "settings": _SETTINGS | self._options,
             "user": _server_user(),
+            "cache": None,
         }
         with self._open("log", "a") as log:
+            if self._keep:
+                try:
+                    job["cache"] = str(_make_cache_directory())
+                except (ProvisionError, OSError) as error:
+                    log.write(f"cleaner: the cluster is not kept: {error}\n")
+                    log.flush()
             subprocess.run(
                 [sys.executable, "-I", "-S", _watchdog.__file__, json.dumps(job)],
                 stdin=subprocess.DEVNULL,
@@ -212,6 +267,66 @@ class EmbeddedPostgres:
                 "its owner has ended or stopped it, it was killed, or it belongs to another user",
                 "join `EmbeddedPostgres().directory` while the process that made it lives",
             ) from error
+
+
+def _refuse_windows() -> None:
+    if sys.platform == "win32":
+        raise ProvisionError(
+            "The embedded PostgreSQL does not run on Windows",
+            "it relies on POSIX locks to end with its owner",
+            _URL_INSTEAD,
+        )
+
+
+def _cache_directory() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():
+        home = Path("~").expanduser() / ".cache"
+    temporary = Path(tempfile.gettempdir()) / f"cleaner-cache-{os.geteuid()}"
+    candidates = [home / "cleaner", temporary]
+    for directory in candidates:
+        with suppress(OSError):
+            if _is_private(directory):
+                return directory
+    raise ProvisionError(
+        "There is no safe place to keep a cluster in",
+        f"{' and '.join(map(str, candidates))} are closed to the server's user, belong to others "
+        "or are open to them, or are links",
+        "set XDG_CACHE_HOME to a directory of this user's, or remove what is in the way",
+    )
+
+
+def _is_private(directory: Path) -> bool:
+    """Tell whether ``directory`` is this user's, or may become it, and nobody else's to change.
+
+    In a place that all may write to, somebody else may have been there first.
+    """
+    user = _server_user()
+    parent = directory.parent.resolve()
+    parents = [path for path in (parent, *parent.parents) if path.exists()]
+    for path in parents:
+        found = path.stat()
+        if found.st_uid not in (0, os.geteuid()) or (user and not found.st_mode & stat.S_IXOTH):
+            return False
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            return False
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return os.access(parents[0], os.W_OK)
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not writable
+
+
+def _make_cache_directory() -> Path:
+    directory, mode = _cache_directory(), 0o711 if _server_user() else 0o700
+    directory.parent.mkdir(mode, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        directory.mkdir(mode)
+    if directory != _cache_directory():
+        raise ProvisionError(f"{directory} was just made by somebody else")
+    directory.chmod(mode)
+    return directory
 
 
 def _new_directory() -> Path:

@@ -29,7 +29,7 @@ STORED = f"""SELECT pg_catalog.json_build_object(
 # The key is what tells a row from others, in a way that the server enforces at once.
 _COLUMNS = """SELECT pg_catalog.json_object_agg(c.oid::int8, pg_catalog.json_build_object(
     'columns', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
-        'name', a.attname, 'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
+        'name', a.attname, 'number', a.attnum, 'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
         'builtin', a.atttypid < 16384 AND a.attcollation < 16384,
         'collation', (SELECT pg_catalog.format('%I.%I', n.nspname, l.collname)
                         FROM pg_catalog.pg_collation l
@@ -62,11 +62,18 @@ class Column:
     """A column that can be written to; ``kept`` is the type of its copy."""
 
     name: str
+    number: int
     type: str
     builtin: bool
     collation: str | None
     always: bool
     kept: str
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What is kept of it with the rows."""
+        kept = self.type if self.builtin else "text"
+        return {"number": self.number, "type": self.type, "kept": kept}
 
     @property
     def to_copy(self) -> str:
@@ -200,10 +207,17 @@ def read(
             lost.append(f"{'.'.join(name)}, {entry['rows']} rows of which were captured")
             continue
         now = shape[keys[name]]
-        kept: dict[str, str] = entry["columns"]
-        gone = sorted(kept.keys() - {column.name for column in now.columns})
-        lost += [f"column {column} of {'.'.join(name)}, which was captured" for column in gone]
-        columns = {c.name: replace(c, kept=kept[c.name]) for c in now.columns if c.name in kept}
+        kept: dict[str, dict[str, Any]] = entry["columns"]
+        there = {column.name: column.entry for column in now.columns}
+        # One that was dropped and made anew holds other values, and no row was written for it.
+        lost += [
+            f"column {column} of {'.'.join(name)} as it was captured"
+            for column, was in sorted(kept.items())
+            if there.get(column) != was
+        ]
+        columns = {
+            c.name: replace(c, kept=kept[c.name]["kept"]) for c in now.columns if c.name in kept
+        }
         tables[name] = Captured(
             rows=entry["rows"],
             copy=qualified(BASELINE, entry["copy"]),

@@ -243,7 +243,7 @@ class _Capture:
             "table": table.table,
             "rows": self.execute(f"SELECT count(*) FROM {copied}")[0][0],
             "copy": copy,
-            "columns": {c.name: c.type if c.builtin else "text" for c in shape.columns},
+            "columns": {column.name: column.entry for column in shape.columns},
         }
 
     def _check_types(self, table: Relation, columns: list[Column]) -> None:

@@ -197,8 +197,7 @@ def _relation(
                 f"role {user} may not truncate it: GRANT TRUNCATE ON {sql} TO {quote(user)}"
             )
         if facts and facts.captured and facts.unrestorable:
-            undeletable = facts.unrestorable
-            untruncatable = "its captured rows could not be put back after that either"
+            undeletable = untruncatable = facts.unrestorable
     elif row["kind"] == "m" and not row["owned"]:
         undeletable = f"only its owner {row['owner']} may refresh it"
     return Relation(

@@ -24,6 +24,7 @@ class Recreation:
     """Takes the place of a :class:`.program.Program`."""
 
     target: Target
+    template: str
     locks: tuple[int, ...] = ()
     exclusive: bool = True
 
@@ -31,12 +32,14 @@ class Recreation:
         name = self.target.database.name
         return (
             f"DROP DATABASE {quote(name)};\n"
-            f"CREATE DATABASE {quote(name)} TEMPLATE {quote(template_name(name))};"
+            f"CREATE DATABASE {quote(name)} TEMPLATE {quote(self.template or template_name(name))};"
         )
 
 
 @contextmanager
-def elsewhere(url: URL, database: str, lock_timeout: float, execute: Execute) -> Iterator[Clones]:
+def elsewhere(
+    url: URL, database: str, template: str, lock_timeout: float, execute: Execute
+) -> Iterator[Clones]:
     """The clones of ``database``, to which ``execute`` is connected, by way of another one of the
     same server. Raises StrategyRefusedError where ``url`` leads to another server.
     """
@@ -50,6 +53,12 @@ def elsewhere(url: URL, database: str, lock_timeout: float, execute: Execute) ->
                 "the engine connects in a way of its own (creator, events)",
                 "Cleaner(url), with the URL of the server",
             )
-        yield Clones(connection.execute, connection.driver_error, database, wait=lock_timeout)
+        yield Clones(
+            connection.execute,
+            connection.driver_error,
+            database,
+            template=template,
+            wait=lock_timeout,
+        )
     finally:
         connection.close()

@@ -81,8 +81,9 @@ class PostgresSession(HeldConnection):
     # -- cleaning -------------------------------------------------------------------------
 
     def compile(self, plan: Plan, target: Target) -> Program | Recreation:
-        if any(isinstance(step, Recreate) for step in plan.steps):
-            return Recreation(target)
+        for step in plan.steps:
+            if isinstance(step, Recreate):
+                return Recreation(target, step.template)
         if reason := self._no_functions():
             raise StrategyRefusedError(
                 f"{target.database.name} can't be cleaned: {reason}.",
@@ -93,7 +94,7 @@ class PostgresSession(HeldConnection):
 
     def run(self, program: Program | Recreation, wait: int) -> Done:
         if isinstance(program, Recreation):
-            with self._clones() as clones:
+            with self._clones(program.template) as clones:
                 return Done((), (), (), (), clones.recreate())
         try:
             outcome = self._call(program, wait)
@@ -157,10 +158,10 @@ class PostgresSession(HeldConnection):
     # -- the whole database ---------------------------------------------------------------
 
     @contextmanager
-    def _clones(self) -> Iterator[Clones]:
+    def _clones(self, template: str = "") -> Iterator[Clones]:
         """Copies of this database, to which we are not connected meanwhile."""
-        name = self.catalog.database.name
-        with elsewhere(self.engine.url, name, self.lock_timeout, self.execute) as clones:
+        name, wait = self.catalog.database.name, self.lock_timeout
+        with elsewhere(self.engine.url, name, template, wait, self.execute) as clones:
             self.close()
             yield clones
 
