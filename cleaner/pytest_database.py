@@ -87,7 +87,7 @@ class Leased:
             lease.prepare(self.template, intact)
 
     def _source(self, order: Order, pool: Pool) -> tuple[str, str]:
-        """The configured database if its schema is the one to have, and the schema's fingerprint."""
+        """The configured database if its schema is the one to have, and its fingerprint."""
         if order.seeds or not pool.has_base():
             return "", ""
         with order.cleaner(order.url) as cleaner:

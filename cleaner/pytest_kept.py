@@ -9,47 +9,31 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cleaner.pytest_run import Run
-
-SECTION = "cleaner: kept database (teardown)"  # with that word pytest shows it below the failure
-
-
-def keep(run: Run, test: str) -> tuple[str, str]:
-    """The name of the copy and how to look at it; or no name, and why there is none. Whatever goes
-    wrong here takes the place of nothing that the test itself has to say.
-    """
-    try:
-        return _keep(run, test)
-    except Exception as error:
-        what = (str(error).splitlines() or [""])[0]
-        return "", f"{type(error).__name__}: {what}"
-
-
-def _keep(run: Run, test: str) -> tuple[str, str]:
-    provided = run.provided
-    if provided is None:
-        return "", "there is none"
-    if provided.unkept:
-        return "", provided.unkept
-    if run.settings.url is None and not run.embedded().kept:
-        return "", (
-            "the embedded server ends with this run, and its databases with it, since another run "
-            "has the one that stays: --cleaner-url, or try again"
-        )
-    from cleaner.pools import forget_connections
-    from cleaner.provision.housekeeping import MOST_KEPT
     from cleaner.provision.leases import Pool
 
-    pool = Pool(run.url, run.settings.lock_timeout)
+SECTION = "cleaner: kept database (teardown)"  # with that word pytest shows it below the failure
+ENDS = (
+    "the embedded server ends with this run, and its databases with it, since another run has the "
+    "one that stays: --cleaner-url, or try again"
+)
+
+
+def keep(pool: Pool, database: str, *, run: str, worker: str, test: str) -> tuple[str, str]:
+    """The name of the copy and a line for a shell that leads there; or no name, and why there is
+    none: whatever goes wrong here takes the place of nothing that the test itself has to say.
+    """
+    from cleaner.pools import forget_connections
+    from cleaner.provision.housekeeping import MOST_KEPT
+
     try:
-        copy = pool.keep(str(provided.url.database), run=run.id, test=test, worker=run.worker)
+        copy = pool.keep(database, run=run, test=test, worker=worker)
+    except Exception as error:
+        return "", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         forget_connections()
     if copy is None:
         return "", f"{MOST_KEPT} databases were kept of this run, which are as many as ever are"
-    # The embedded server ends with the run; this starts it again.
-    how = f"cleaner pool psql {copy.name}" if run.settings.url is None else copy.psql
-    return copy.name, how
+    return copy.name, copy.psql
 
 
 def summary(kept: Sequence[tuple[str, str, str]]) -> Iterator[str]:

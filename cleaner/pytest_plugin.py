@@ -206,10 +206,8 @@ def clean_database(request: pytest.FixtureRequest, cleaner: Cleaner) -> Iterator
 
             item.stash[_LEFT] = left(chosen)
         if run.config.option.cleaner_keep and item.stash.get(_FAILED, False):
-            from cleaner.pytest_kept import keep
-
             # Now that the test's other fixtures are gone, whose sessions this would end.
-            item.stash[_KEPT] = keep(run, item.nodeid)
+            item.stash[_KEPT] = run.keep(item.nodeid)
         if guard is None:
             clean(chosen)
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cleaner.pytest_database import Leased, SchemaGuard, Shared
     from cleaner.settings import Settings
 
+_OWN = ("CLEANER_URL",)
 _DIRECTORY = "_CLEANER_DIRECTORY"  # tells workers of the run's embedded server before xdist does
 
 
@@ -124,26 +127,30 @@ class Run:
         """
         if not self.configured or not self.settings.export:
             return
+        from cleaner.errors import CleanerError, PoolRefusedError
+
         worker = self._early_worker
         if self.option("numprocesses") and not worker:  # it is the workers that test
             if self.settings.url is None:
                 os.environ[_DIRECTORY] = str(self.embedded().directory)
+            with suppress(CleanerError):  # here too conftest.py may import the application
+                self.export(self.url, *self.settings.export)
             return
-        from cleaner.errors import CleanerError, PoolRefusedError
         from cleaner.provision.leases import Pool
 
         try:
             pool = Pool(self.url, self.settings.lock_timeout)
             self._reserved = pool.lease(worker or "main")
-            self.export(self._reserved.url)
+            atexit.register(self._give_back)  # a run whose conftest.py fails is not unconfigured
+            self.export(self._reserved.url, *_OWN, *self.settings.export)
         except PoolRefusedError:
-            self.export(self.url)
+            self.export(self.url, *_OWN, *self.settings.export)
         except CleanerError as error:  # of no concern to a run that needs no database
             self._reserved = error
 
-    def export(self, url: URL) -> None:
+    def export(self, url: URL, *entries: str) -> None:
         """Tell the URL in the environment, for each variable with the driver that is asked for."""
-        for entry in ("CLEANER_URL", *self.settings.export):
+        for entry in entries:
             variable, _, driver = entry.partition("=")
             told = url.set(drivername=driver) if driver else url
             os.environ[variable] = told.render_as_string(hide_password=False)
@@ -189,13 +196,37 @@ class Run:
             ),
             lease,
         )
-        self.export(self.provided.url)
+        self.export(self.provided.url, *_OWN, *self.settings.export)
         return self.provided
+
+    def keep(self, test: str) -> tuple[str, str]:
+        """Keep the database as ``test`` has left it: the copy's name and how to look at it, or no
+        name, and why there is none.
+        """
+        from cleaner import pytest_kept
+        from cleaner.provision.leases import Pool
+
+        assert self.provided is not None
+        embedded = self.settings.url is None
+        if self.provided.unkept:
+            return "", self.provided.unkept
+        if embedded and not self.embedded().kept:
+            return "", pytest_kept.ENDS
+        pool = Pool(self.url, self.settings.lock_timeout)
+        name, how = pytest_kept.keep(
+            pool, str(self.provided.url.database), run=self.id, worker=self.worker, test=test
+        )
+        # The embedded server ends with the run; this starts it again.
+        return name, f"cleaner pool psql {name}" if embedded and name else how
+
+    def _give_back(self) -> None:
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None and not isinstance(reserved, Exception):
+            reserved.release()
 
     def end(self) -> None:
         """Let go of whatever this process still has."""
-        if self._reserved is not None and not isinstance(self._reserved, Exception):
-            self._reserved.release()
+        self._give_back()
         if self.server is not None:
             self.server.stop()
 

@@ -10,7 +10,8 @@ from functools import partial
 
 from sqlalchemy import URL
 
-from cleaner.dialects.postgresql.control import PROVIDER, Control, NoPoolError, Row
+from cleaner.dialects.postgresql.control import PROVIDER, Control, Row
+from cleaner.dialects.postgresql.control_databases import NoPoolError
 from cleaner.dialects.postgresql.control_templates import Template
 from cleaner.dialects.postgresql.failures import sqlstate
 from cleaner.dialects.postgresql.sql import quote

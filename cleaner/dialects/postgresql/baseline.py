@@ -29,7 +29,8 @@ STORED = f"""SELECT pg_catalog.json_build_object(
 # The key is what tells a row from others, in a way that the server enforces at once.
 _COLUMNS = """SELECT pg_catalog.json_object_agg(c.oid::int8, pg_catalog.json_build_object(
     'columns', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
-        'name', a.attname, 'number', a.attnum, 'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
+        'name', a.attname, 'number', a.attnum,
+        'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
         'builtin', a.atttypid < 16384 AND a.attcollation < 16384,
         'collation', (SELECT pg_catalog.format('%I.%I', n.nspname, l.collname)
                         FROM pg_catalog.pg_collation l

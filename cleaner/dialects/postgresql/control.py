@@ -21,9 +21,9 @@ from itertools import count
 
 from sqlalchemy import URL, Connection
 
-from cleaner.dialects.postgresql.clone_attributes import OURS, derived
+from cleaner.dialects.postgresql.clone_attributes import OURS
 from cleaner.dialects.postgresql.connection import HeldConnection
-from cleaner.dialects.postgresql.control_databases import named
+from cleaner.dialects.postgresql.control_databases import NoPoolError, named
 from cleaner.dialects.postgresql.control_kept import KEPT, KeptCopies
 from cleaner.dialects.postgresql.control_templates import TEMPLATES
 from cleaner.dialects.postgresql.failures import sqlstate
@@ -316,7 +316,8 @@ class Control(KeptCopies):
             )
         else:
             self.execute(
-                f"DELETE FROM cleaner.lease WHERE id = {row.id} AND (doomed = '{{}}' OR provisioned)"
+                f"DELETE FROM cleaner.lease WHERE id = {row.id}"
+                " AND (doomed = '{}' OR provisioned)"
             )
         return gone
 
@@ -331,7 +332,7 @@ class Control(KeptCopies):
         if row is None:
             return None
         try:
-            self._make_for(role, row.database)
+            self.make_for(role, row.database)
             self.execute(
                 "UPDATE cleaner.lease SET provisioned = true, worker = NULL, used = now()"
                 f" WHERE id = {row.id}"
@@ -353,47 +354,14 @@ class Control(KeptCopies):
             if self.exists(row.database):
                 return False
             self.note(row, None)
-            self._make_for(row.role, row.database)
+            self.make_for(row.role, row.database)
             return True
         finally:
             self.unlock(row.id)
 
-    def _make_for(self, role: str, name: str) -> None:
-        new = derived(name, "new")
-        self.drop(name)
-        self.execute(f"CREATE DATABASE {quote(new)} ALLOW_CONNECTIONS false")
-        self.mark(new, f"provided for {role}")
-        try:
-            self.execute(
-                f"ALTER DATABASE {quote(new)} RENAME TO {quote(name)};"
-                f" ALTER DATABASE {quote(name)} ALLOW_CONNECTIONS true;"
-                f" ALTER DATABASE {quote(name)} OWNER TO {quote(role)}"
-            )
-        except self.driver_error as error:
-            self.drop(name)
-            if sqlstate(error) != "42501":
-                raise
-            user = self.execute("SELECT current_user::text")[0][0]
-            raise ProvisionError(
-                f"Role {user} may not give a database to {role}.",
-                "it is neither a superuser nor a member of that role",
-                f"GRANT {quote(role)} TO {quote(user)}",
-            ) from error
-        if self.execute("SHOW server_version_num")[0][0] < "150000":
-            # Else it belongs to the superuser, and the role could not empty its database.
-            inside = self._inside(name)
-            try:
-                inside.execute(f"ALTER SCHEMA public OWNER TO {quote(role)}")
-            finally:
-                inside.close()
-
-    def _inside(self, name: str) -> HeldConnection:
-        url = self.engine.url.set(database=name)
-        return HeldConnection(url, lambda name: None, self.lock_timeout)
-
     def empty(self, row: Row) -> None:
         """Remove every schema of a lease's database, which itself has to stay."""
-        inside = self._inside(row.database)
+        inside = self.inside(row.database)
         try:
             schemas = inside.execute(
                 "SELECT nspname::text FROM pg_catalog.pg_namespace"
@@ -404,10 +372,6 @@ class Control(KeptCopies):
             inside.execute("CREATE SCHEMA public")
         finally:
             inside.close()
-
-
-class NoPoolError(ProvisionError):
-    """The server has no control database."""
 
 
 def _refused(user: str) -> PoolRefusedError:

@@ -18,11 +18,17 @@ from cleaner.dialects.postgresql.clone_attributes import (
     literals,
 )
 from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.failures import sqlstate
 from cleaner.dialects.postgresql.sql import literal, quote
+from cleaner.errors import ProvisionError
 
 LONGEST = 63  # bytes of a name
 # The end of a name that nobody else gives: a database may have no comment yet, or none any more.
 _PRIVATE = re.compile(r"_cleaner_(new|old|build)_[0-9a-f]{8}$")
+
+
+class NoPoolError(ProvisionError):
+    """The server has no control database."""
 
 
 class Databases(HeldConnection):
@@ -88,6 +94,41 @@ class Databases(HeldConnection):
         else:
             self.execute(f"CREATE DATABASE {quote(name)}")
         self.mark(name, "being built")
+
+    def make_for(self, role: str, name: str) -> None:
+        """Make a database that belongs to ``role``. Raises ProvisionError."""
+        new = derived(name, "new")
+        self.drop(name)
+        self.execute(f"CREATE DATABASE {quote(new)} ALLOW_CONNECTIONS false")
+        self.mark(new, f"provided for {role}")
+        try:
+            self.execute(
+                f"ALTER DATABASE {quote(new)} RENAME TO {quote(name)};"
+                f" ALTER DATABASE {quote(name)} ALLOW_CONNECTIONS true;"
+                f" ALTER DATABASE {quote(name)} OWNER TO {quote(role)}"
+            )
+        except self.driver_error as error:
+            self.drop(name)
+            if sqlstate(error) != "42501":
+                raise
+            user = self.execute("SELECT current_user::text")[0][0]
+            raise ProvisionError(
+                f"Role {user} may not give a database to {role}.",
+                "it is neither a superuser nor a member of that role",
+                f"GRANT {quote(role)} TO {quote(user)}",
+            ) from error
+        if self.execute("SHOW server_version_num")[0][0] < "150000":
+            # Else it belongs to the superuser, and the role could not empty its database.
+            inside = self.inside(name)
+            try:
+                inside.execute(f"ALTER SCHEMA public OWNER TO {quote(role)}")
+            finally:
+                inside.close()
+
+    def inside(self, name: str) -> HeldConnection:
+        """A connection to that database, the caller's to close."""
+        url = self.engine.url.set(database=name)
+        return HeldConnection(url, lambda name: None, self.lock_timeout)
 
     def mark(self, name: str, what: str) -> None:
         """Have its comment say that it is ours, and ``what`` it is."""
