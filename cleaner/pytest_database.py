@@ -32,11 +32,11 @@ class ConnectionBudgetWarning(UserWarning):
 
 
 def settings_for(settings: Settings, url: URL) -> Settings:
-    """The settings for a database that was made for one which they allow."""
-    changed: dict[str, object] = {"url": url}
-    if settings.allow_databases is not None:
-        changed["allow_databases"] = (*settings.allow_databases, url.database or "")
-    return settings.merged(changed, "fixture")
+    """The settings for a database that was made for one which they allow. Its own name may be too
+    long to say so.
+    """
+    allowed = (*(settings.allow_databases or ()), url.database or "test")
+    return settings.merged({"url": url, "allow_databases": allowed}, "fixture")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Leased:
 
             def intact() -> str:
                 cleaner.plan()
+                if not cleaner.strategy.recreates:  # what a run has left that did not clean
+                    cleaner.clean()
                 return cleaner.fingerprint
 
             lease.prepare(self.template, intact)

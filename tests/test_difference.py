@@ -317,7 +317,10 @@ def test_of_any_schema_each_row_and_sequence_is_compared(database: Database) -> 
                 assert not cleaner.diff()
                 database.execute(";".join(schema.rows))
                 written = {table.table: table.added for table in cleaner.diff().tables}
-                cleaner.capture()
+                try:
+                    cleaner.capture()
+                except errors.StrategyRefusedError:  # a key makes DELETE impossible there
+                    return
                 assert cleaner.captured == written
                 assert not cleaner.diff()
                 for table in schema.tables:
@@ -379,7 +382,7 @@ def test_what_was_captured_and_is_gone_from_the_schema_is_named(
     shop.execute("UPDATE role SET name = 'root' WHERE id = 1")
     diff = cleaner.diff()
     assert sorted(diff.lost) == [
-        "column rank of public.role, which was captured",
+        "column rank of public.role as it was captured",
         "public.tag, 3 rows of which were captured",
     ]
     assert lines(diff) == [

@@ -17,6 +17,12 @@ from support.pools import PATIENCE, Own, server_of, until
 
 pytestmark = pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 
+
+def interruptible() -> None:
+    """Whatever started this run: in the background of a shell Ctrl-C is ignored, and inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 SETUP = """
 import os
 import pathlib
@@ -102,6 +108,7 @@ class Suite:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=interruptible,  # noqa: PLW1509 -- it takes no lock
         )
 
     def run(self, *arguments: str) -> Result:

@@ -552,6 +552,8 @@ def test_ctrl_c_in_the_middle_of_a_test_cleans_up_after_it(
         [sys.executable, "-m", "pytest", "-s", "--cleaner-url", url],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # In the background of a shell Ctrl-C is ignored, and inherited so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     with process:
