@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from cleaner import guard
 from cleaner.api import Cleaner
 from cleaner.dialects.postgresql.turns import Turns
-from cleaner.errors import PoolRefusedError, SchemaChangedError, SettingsError
+from cleaner.errors import PoolRefusedError, ProvisionError, SchemaChangedError, SettingsError
 from cleaner.provision.leases import Lease, Pool
 from cleaner.settings import Settings
 
@@ -92,10 +92,17 @@ class Leased:
         """The configured database if its schema is the one to have, and its fingerprint."""
         if order.seeds or not pool.has_base():
             return "", ""
-        with order.cleaner(order.url) as cleaner:
-            cleaner.plan()
-            tables = any(line.startswith("table ") for line in cleaner.describe())
-            return (pool.base, cleaner.fingerprint) if tables else ("", "")
+        for patience in (0.1, 0.3, 1.0, 0.0):
+            try:
+                with order.cleaner(order.url) as cleaner:
+                    cleaner.plan()
+                    tables = any(line.startswith("table ") for line in cleaner.describe())
+                    return (pool.base, cleaner.fingerprint) if tables else ("", "")
+            except ProvisionError:  # a worker that copies it has ended our session
+                if not patience:
+                    raise
+                time.sleep(patience)
+        raise AssertionError
 
     @contextmanager
     def turn(self) -> Iterator[None]:
