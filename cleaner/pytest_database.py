@@ -233,23 +233,24 @@ class SchemaGuard:
 
     def after(self, cleaner: Cleaner, test: str, clean: Callable[[], None]) -> None:
         """Let ``cleaner`` clean after the test, and undo what that did to the schema."""
+        lost = ""
         try:
             clean()
-            changed = not self.intact(cleaner)
-        except SchemaChangedError:  # a table is gone whose rows were captured
-            changed = True
-        if changed:
-            self._undo(cleaner, test)
-
-    def _undo(self, cleaner: Cleaner, test: str) -> None:
-        """Recreate the database, and warn of what ``test`` changed."""
+            if self.intact(cleaner):
+                return
+        except SchemaChangedError as error:  # what was captured can't be put back
+            lost = error.what
         now, before = self._recreating.describe(), self._described
         lines = [f"+ {line}" for line in sorted(now - before)]
         lines += [f"- {line}" for line in sorted(before - now)]
-        if not lines:  # it has captured another baseline
-            self._baseline = cleaner.fingerprint
-            return
-        self._recreating.clean()
+        if lines or lost:
+            self._recreating.clean()
+            cleaner.plan()
+            self._warn(test, lines or [lost])
+        # Else it has captured another baseline, which is not in the template.
+        self._baseline = cleaner.fingerprint
+
+    def _warn(self, test: str, lines: list[str]) -> None:
         shown = "; ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
         warnings.warn(
             f"{test} changed the schema, so its database was recreated: {shown}. To have it so "

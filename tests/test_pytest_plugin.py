@@ -388,6 +388,54 @@ def test_the_default_setup_creates_the_metadata_of_the_settings(
     assert leased.count("thing") == 0
 
 
+# -- the schema -----------------------------------------------------------------------------
+
+
+@on_embedded
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("CREATE TABLE extra (id int)", "+ table public.extra"),
+        ("DROP TABLE role", "- table public.role"),
+        ("ALTER TABLE role ADD more int", "+ column public.role.more integer"),
+        ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "+ function public.f()"),
+        # The same words describe it, and the rows that were captured are lost with it.
+        ("ALTER TABLE role DROP name, ADD name text", "column name of public.role"),
+    ],
+)
+def test_what_a_test_does_to_the_schema_is_undone_and_named(
+    project: pytest.Pytester, run: Run, change: str, named: str
+) -> None:
+    project.makeconftest(
+        CONFTEST.replace(
+            "    return setup",
+            """        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE role (id int PRIMARY KEY)")
+            connection.exec_driver_sql("ALTER TABLE role ADD name text")
+            connection.exec_driver_sql("INSERT INTO role VALUES (1, 'admin')")
+    return setup""",
+        )
+    )
+    project.makepyfile(
+        f"""
+        def test_changes(clean_database, cleaner_engine):
+            with cleaner_engine.begin() as connection:
+                connection.exec_driver_sql({change!r})
+
+        def test_follows(clean_database, rows, cleaner_engine):
+            assert rows("role") == [(1, "admin")]
+            with cleaner_engine.begin() as connection:
+                connection.exec_driver_sql({change!r})
+
+        def test_is_last(clean_database, rows, cleaner_engine):
+            assert rows("role") == [(1, "admin")]
+        """
+    )
+    result = run("-p", "no:randomly")
+    result.assert_outcomes(passed=3, warnings=2)
+    result.stdout.fnmatch_lines([f"*test_changes changed the schema, *{named}*"])
+
+
 # -- order, errors --------------------------------------------------------------------------
 
 
