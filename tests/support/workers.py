@@ -28,7 +28,7 @@ from typing import Any
 from sqlalchemy import URL, make_url
 
 from cleaner import Cleaner
-from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.held import HeldConnection
 from cleaner.provision.leases import Pool
 from support.pools import connect
 

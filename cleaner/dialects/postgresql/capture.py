@@ -27,9 +27,9 @@ def capture(
     """Make the rows of ``tables`` and the positions of their sequences the baseline; all of the
     target's sequences where all of its tables are meant. All or nothing.
 
-    ``execute`` is :meth:`.connection.HeldConnection.execute`, whose errors it lets through;
-    ``wait`` bounds each wait for a lock, in milliseconds. Raises StrategyRefusedError where rows
-    could not be put back, or kept.
+    ``execute`` is that of :class:`cleaner.dialects.held.HeldConnection`, whose errors it lets
+    through; ``wait`` bounds each wait for a lock, in milliseconds. Raises StrategyRefusedError
+    where rows could not be put back, or kept.
     """
     with _transaction(execute, wait):
         filled = _Capture(execute, catalog, target, tuple(tables)).run()

@@ -22,7 +22,7 @@ from itertools import count
 from sqlalchemy import URL, Connection
 
 from cleaner.dialects.postgresql.clone_attributes import OURS
-from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.dialects.postgresql.control_databases import NoPoolError, named
 from cleaner.dialects.postgresql.control_kept import KEPT, KeptCopies
 from cleaner.dialects.postgresql.control_templates import TEMPLATES
@@ -107,7 +107,7 @@ class Control(KeptCopies):
 
     def _create(self) -> bool:
         """Make the database; false if it is there already."""
-        server = HeldConnection(
+        server = PostgresConnection(
             self.engine.url.set(database="postgres"), lambda name: None, self.lock_timeout
         )
         try:

@@ -17,7 +17,7 @@ from cleaner.dialects.postgresql.clone_attributes import (
     found_query,
     literals,
 )
-from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.dialects.postgresql.failures import sqlstate
 from cleaner.dialects.postgresql.sql import literal, quote
 from cleaner.errors import ProvisionError
@@ -31,7 +31,7 @@ class NoPoolError(ProvisionError):
     """The server has no control database."""
 
 
-class Databases(HeldConnection):
+class Databases(PostgresConnection):
     """Makes databases and drops those that are ours. Raises the driver's errors."""
 
     @contextmanager
@@ -125,10 +125,10 @@ class Databases(HeldConnection):
             finally:
                 inside.close()
 
-    def inside(self, name: str) -> HeldConnection:
+    def inside(self, name: str) -> PostgresConnection:
         """A connection to that database, the caller's to close."""
         url = self.engine.url.set(database=name)
-        return HeldConnection(url, lambda name: None, self.lock_timeout)
+        return PostgresConnection(url, lambda name: None, self.lock_timeout)
 
     def mark(self, name: str, what: str) -> None:
         """Have its comment say that it is ours, and ``what`` it is."""

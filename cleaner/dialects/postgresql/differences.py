@@ -44,8 +44,8 @@ def differences(
     """Compare every table and sequence of ``target`` with its baseline, and show ``samples`` rows
     of each kind for each table.
 
-    ``execute`` is :meth:`.connection.HeldConnection.execute`, whose errors it lets through;
-    ``wait`` bounds each wait for a lock, in milliseconds.
+    ``execute`` is that of :class:`cleaner.dialects.held.HeldConnection`, whose errors it lets
+    through; ``wait`` bounds each wait for a lock, in milliseconds.
     """
     execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     try:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
-
-from sqlalchemy import URL
 
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
 from cleaner.dialects.postgresql.program import (
@@ -19,12 +16,10 @@ from cleaner.errors import (
     CleanerError,
     ExcludedTableError,
     NotCleanError,
-    ProvisionError,
     StrategyRefusedError,
     Survivor,
 )
 from cleaner.retry import Conflict, LockWait, Transient
-from cleaner.settings import masked
 from cleaner.spi import Relation
 
 _CONFLICTS = {
@@ -176,24 +171,3 @@ def _logged(catalog: Catalog) -> str:
     if not catalog.event_trigger:
         return ""
     return f"event trigger {catalog.event_trigger} writes into it while it is cleaned"
-
-
-def unreachable(url: URL, error: Exception) -> CleanerError:
-    """The error for a database that can't be connected to."""
-    origin = getattr(error, "orig", None) or error
-    reason = " ".join(str(origin).split())
-    return ProvisionError(
-        f"No connection to {masked(url)}: {reason}",
-        "the server is down, the database does not exist, or the credentials are others",
-        'url = "postgresql+psycopg://user:password@host/app_test", as psql would reach it',
-    )
-
-
-def with_driver(url: URL) -> URL:
-    """``postgresql://`` with a driver that is installed, if SQLAlchemy's default is not."""
-    if "+" in url.drivername:
-        return url
-    for driver in ("psycopg", "psycopg2", "pg8000"):
-        if find_spec(driver):
-            return url.set(drivername=f"{url.drivername}+{driver}")
-    return url

@@ -10,7 +10,7 @@ from sqlalchemy import URL
 
 from cleaner.dialects.postgresql.activity import Execute
 from cleaner.dialects.postgresql.clone import Clones, template_name
-from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.dialects.postgresql.sql import quote
 from cleaner.errors import StrategyRefusedError
 from cleaner.spi import Target
@@ -44,7 +44,7 @@ def elsewhere(
     same server. Raises StrategyRefusedError where ``url`` leads to another server.
     """
     other = url.set(database="postgres" if database != "postgres" else "template1")
-    connection = HeldConnection(other, lambda name: None, lock_timeout)
+    connection = PostgresConnection(other, lambda name: None, lock_timeout)
     try:
         if connection.execute(_WHICH) != execute(_WHICH):
             raise StrategyRefusedError(

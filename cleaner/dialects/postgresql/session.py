@@ -13,7 +13,7 @@ from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.postgresql import activity, baseline, capture, failures
 from cleaner.dialects.postgresql.catalog import Catalog, parse
 from cleaner.dialects.postgresql.clone import Clones, template_name
-from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.dialects.postgresql.description import DESCRIPTION
 from cleaner.dialects.postgresql.differences import differences
 from cleaner.dialects.postgresql.discovery import discovery
@@ -27,7 +27,7 @@ from cleaner.retry import Stale
 from cleaner.spi import Database, Plan, Recreate, Relation, Target
 
 
-class PostgresSession(HeldConnection):
+class PostgresSession(PostgresConnection):
     """See :class:`cleaner.dialects.base.Session`."""
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import URL
 
-from cleaner.dialects.postgresql.connection import HeldConnection
+from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.errors import ProvisionError
 
 _LOCK = int.from_bytes(b"turns", "big")
@@ -19,7 +19,7 @@ class Turns:
     """
 
     def __init__(self, url: URL, lock_timeout: float) -> None:
-        self._connection = HeldConnection(url, lambda name: None, lock_timeout)
+        self._connection = PostgresConnection(url, lambda name: None, lock_timeout)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
