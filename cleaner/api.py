@@ -127,7 +127,9 @@ class Cleaner:
                 warnings=self._prepared.plan.warnings,
             )
 
-    def _tried(self, work: Callable[[int], Result], looking: bool = False) -> _Trial[Result]:
+    def _tried(
+        self, work: Callable[[int], Result], doing: str = "Cleaning", looking: bool = False
+    ) -> _Trial[Result]:
         """Try ``work``, which is given the milliseconds it may wait for a lock. ``looking``: it
         changes nothing, and ends no other session.
         """
@@ -142,18 +144,18 @@ class Cleaner:
             except retry.LockWait as wait:
                 last = attempts == len(self._slices)
                 if looking and last:
-                    raise self._blocked_by(self._session.blockers(None), "Looking at") from wait
+                    raise self._blocked_by(self._session.blockers(None), doing) from wait
                 if not looking:
-                    terminated.extend(self._blocked(wait, last))
+                    terminated.extend(self._blocked(wait, last, doing))
                 raise
 
         try:
             return _Trial(self._retrying(attempt), attempts, tuple(terminated))
         except retry.Conflict as conflict:
             raise RetriesExhaustedError(
-                f"Cleaning {self._session.look().name} failed {attempts} times: {conflict}",
-                "other sessions go on writing while it is cleaned",
-                "stop background writers before clean(), or retries = 20",
+                f"{doing} {self._session.look().name} failed {attempts} times: {conflict}",
+                "other sessions go on writing meanwhile, or rows outside the target are in the way",
+                "stop background writers before it, or retries = 20",
             ) from conflict
 
     def _run(self, wait: int) -> Done:
@@ -174,7 +176,7 @@ class Cleaner:
             "let them end before clean()",
         )
 
-    def _blocked(self, wait: retry.LockWait, last: bool) -> list[str]:
+    def _blocked(self, wait: retry.LockWait, last: bool, doing: str) -> list[str]:
         """End the blockers if the settings say so, else raise BlockedError on the last attempt."""
         if not last and self.settings.on_blocked == "raise":
             return []
@@ -185,7 +187,7 @@ class Cleaner:
                 return [str(blocker) for blocker in ended]
         if not last:
             return []
-        raise self._blocked_by(blockers, "Cleaning") from wait
+        raise self._blocked_by(blockers, doing) from wait
 
     def _blocked_by(self, blockers: tuple[Blocker, ...], doing: str) -> BlockedError:
         work = f"{doing} {self._session.look().name}"
@@ -259,7 +261,7 @@ class Cleaner:
                 chosen = target.tables if named is None else named_tables(target, named)
                 self._session.capture(target, chosen, wait)
 
-            self._tried(attempt)
+            self._tried(attempt, "Capturing the baseline of")
             self._prepared = None
             if self._strategy.recreates:
                 for step in self._strategy.plan(self._selected()).steps:
@@ -274,7 +276,7 @@ class Cleaner:
         in the database, and all rows as they are.
         """
         with self._session.mutex:
-            self._tried(self._session.release)
+            self._tried(self._session.release, "Releasing the baseline of")
             self._prepared = None
             if self._session.has_template():
                 self._session.drop_template()
@@ -291,11 +293,6 @@ class Cleaner:
     def strategy(self) -> Strategy:
         """The strategy in use."""
         return self._strategy
-
-    def sessions(self) -> tuple[Blocker, ...]:
-        """Who else is connected to the database at this moment."""
-        with self._session.mutex:
-            return self._session.others()
 
     def describe(self) -> frozenset[str]:
         """What the schema consists of: a line for each table, column, constraint and so on. Two
@@ -334,7 +331,9 @@ class Cleaner:
         RetriesExhaustedError, SchemaChangedError, UnsafeDatabaseError, ProvisionError.
         """
         with self._session.mutex:
-            return self._tried(lambda wait: self._compared(samples, wait), looking=True).result
+            return self._tried(
+                lambda wait: self._compared(samples, wait), "Looking at", looking=True
+            ).result
 
     def _compared(self, samples: int, wait: int) -> Diff:
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""Every error that cleaner raises on purpose.
+"""Every error that cleaner raises on purpose, and every warning.
 
     CleanerError
      ├── SettingsError              a setting is unknown, misspelt or of the wrong type
@@ -12,6 +12,10 @@
      ├── SchemaChangedError         the schema keeps changing, or has lost what was captured
      └── ProvisionError             a server or a database could not be provided
           └── PoolRefusedError      the role may not create databases, and none were provided
+
+    CleanerWarning
+     ├── SchemaWarning              a test changed the schema of its database
+     └── ConnectionBudgetWarning    the workers may open more connections than the server grants
 
 Each message has three parts: what happened, the likely cause, and the line to write. All are
 picklable, since pytest-xdist sends them from a worker to its controller.
@@ -27,12 +31,15 @@ __all__ = [
     "BlockedError",
     "Blocker",
     "CleanerError",
+    "CleanerWarning",
+    "ConnectionBudgetWarning",
     "ExcludedTableError",
     "NotCleanError",
     "PoolRefusedError",
     "ProvisionError",
     "RetriesExhaustedError",
     "SchemaChangedError",
+    "SchemaWarning",
     "SettingsError",
     "StrategyRefusedError",
     "Survivor",
@@ -223,3 +230,15 @@ class ProvisionError(CleanerError):
 
 class PoolRefusedError(ProvisionError):
     """The role may not create databases for workers, and nobody has provided any for it."""
+
+
+class CleanerWarning(UserWarning):
+    """The root of what is only a warning."""
+
+
+class SchemaWarning(CleanerWarning):
+    """A test changed the schema of its database, which was recreated."""
+
+
+class ConnectionBudgetWarning(CleanerWarning):
+    """The server can't serve as many connections as the workers may open."""

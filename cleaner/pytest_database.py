@@ -1,4 +1,4 @@
-"""The database of a test process: where it comes from, and what is undone of its schema."""
+"""The database of a test process: where it comes from."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from dataclasses import dataclass
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from cleaner import guard
 from cleaner.api import Cleaner
+from cleaner.dialects.postgresql.server import Server
 from cleaner.dialects.postgresql.turns import Turns
-from cleaner.errors import PoolRefusedError, ProvisionError, SchemaChangedError, SettingsError
+from cleaner.errors import (
+    CleanerError,
+    ConnectionBudgetWarning,
+    PoolRefusedError,
+    ProvisionError,
+    SchemaChangedError,
+    SettingsError,
+)
 from cleaner.provision.leases import Lease, Pool
 from cleaner.settings import Settings
 
 Setup = Callable[[Engine], None]
 _POOLED, _OURS = 15, 3  # connections of a worker at most: QueuePool's 5 + 10, and ours
 _CHECKED = 1.0  # seconds for which a lease that was ours is taken to be so still
-
-
-class SchemaWarning(UserWarning):
-    """A test changed the schema of its database."""
-
-
-class ConnectionBudgetWarning(UserWarning):
-    """The server can't serve as many connections as the workers may open."""
 
 
 def settings_for(settings: Settings, url: URL) -> Settings:
@@ -62,22 +61,21 @@ class Order:
 class Leased:
     """A database that no other process has: a clone of a template that is built once."""
 
-    def __init__(self, order: Order, lease: Lease, pool: Pool) -> None:
+    def __init__(self, order: Order, lease: Lease, pool: Pool, server: Server) -> None:
         self._lease, self._checked = lease, time.monotonic()
         self.url = lease.url
-        self.reason = ""
         self.unkept = (
             "its database was provided, for a role that may not create the copy"
             if lease.provisioned
             else ""
         )
-        source, shape = self._source(order, pool)
-        fingerprint = order.fingerprint(f"{pool.server()} {shape}")
-        if lease.provisioned:
-            self.template = ""
-            lease.settle(fingerprint, lambda: _build(order, lease.url, ""))
-            return
-        self.template = pool.template(fingerprint, lambda url: _build(order, url, source), source)
+        source, shape = ("", "") if order.seeds or not server.base else self._source(order, pool)
+        fingerprint = order.fingerprint(f"{server.version} {shape}")
+        self.template = ""
+        if not lease.provisioned:
+            self.template = pool.template(
+                fingerprint, lambda url: _build(order, url, source), source
+            )
         with order.cleaner(lease.url) as cleaner:
 
             def intact() -> str:
@@ -86,12 +84,13 @@ class Leased:
                     cleaner.clean()
                 return cleaner.fingerprint
 
-            lease.prepare(self.template, intact)
+            if self.template:
+                lease.prepare(self.template, intact)
+            else:
+                lease.prepare(fingerprint, intact, lambda url: _build(order, url, ""))
 
     def _source(self, order: Order, pool: Pool) -> tuple[str, str]:
         """The configured database if its schema is the one to have, and its fingerprint."""
-        if order.seeds or not pool.has_base():
-            return "", ""
         for patience in (0.1, 0.3, 1.0, 0.0):
             try:
                 with order.cleaner(order.url) as cleaner:
@@ -123,7 +122,6 @@ class Shared:
     template = ""
 
     def __init__(self, order: Order, reason: str) -> None:
-        self.reason = reason
         self.unkept = f"all tests share one database: {reason}"
         with order.cleaner(order.url) as cleaner:
             self.url = cleaner.connect()
@@ -142,29 +140,29 @@ class Shared:
         self._turns.close()
 
 
-def provide(order: Order, lease: Lease | None = None) -> Leased | Shared:
+def provide(order: Order, pool: Pool, lease: Lease | None = None) -> Leased | Shared:
     """A database of this process's own, that of ``lease`` if it has one already; else, where the
     role may not have one, turns at the configured one.
     """
-    guard.check(order.url.database or "", order.settings.allow_databases)
-    pool = Pool(order.url, order.settings.lock_timeout)
     try:
-        lease = lease or pool.lease(order.worker)
-    except PoolRefusedError as error:
-        return Shared(order, f"{error.what} {error.remedy}")
-    try:
+        try:
+            server = pool.look()
+            lease = lease or pool.lease(order.worker)
+        except PoolRefusedError as error:
+            return Shared(order, f"{error.what} {error.remedy}")
         if order.worker in ("main", "gw0"):
-            pool.sweep()
-            _check_budget(order, pool)
-        return Leased(order, lease, pool)
+            with suppress(CleanerError):  # another run's sweep, for instance: the next one does it
+                pool.sweep()
+            _check_budget(order, server.free)
+        return Leased(order, lease, pool, server)
     except BaseException:
-        lease.release()
+        if lease is not None:
+            lease.release()
         raise
 
 
-def _check_budget(order: Order, pool: Pool) -> None:
+def _check_budget(order: Order, free: int) -> None:
     """Warn, before the first test, if the workers' connections will be too many."""
-    free = pool.free_connections()
     needed = order.workers * (_POOLED + _OURS)
     if needed > free:
         warnings.warn(
@@ -215,46 +213,3 @@ def _holds_rows(cleaner: Cleaner) -> bool:
         return bool(cleaner.diff(samples=0).tables)
     except SettingsError:  # `only` names tables that are still to be made
         return False
-
-
-class SchemaGuard:
-    """Undoes what a test does to the schema, by recreating the database from its template."""
-
-    def __init__(self, cleaner: Cleaner, template: str) -> None:
-        self._recreating = cleaner.using(
-            strategy="recreate", strategy_options={"template": template}
-        )
-        cleaner.plan()
-        self._baseline, self._described = cleaner.fingerprint, cleaner.describe()
-
-    def intact(self, cleaner: Cleaner) -> bool:
-        """Whether the schema is that of the template, as the last clean found it."""
-        return cleaner.fingerprint == self._baseline
-
-    def after(self, cleaner: Cleaner, test: str, clean: Callable[[], None]) -> None:
-        """Let ``cleaner`` clean after the test, and undo what that did to the schema."""
-        lost = ""
-        try:
-            clean()
-            if self.intact(cleaner):
-                return
-        except SchemaChangedError as error:  # what was captured can't be put back
-            lost = error.what
-        now, before = self._recreating.describe(), self._described
-        lines = [f"+ {line}" for line in sorted(now - before)]
-        lines += [f"- {line}" for line in sorted(before - now)]
-        if lines or lost:
-            self._recreating.clean()
-            cleaner.plan()
-            self._warn(test, lines or [lost])
-        # Else it has captured another baseline, which is not in the template.
-        self._baseline = cleaner.fingerprint
-
-    def _warn(self, test: str, lines: list[str]) -> None:
-        shown = "; ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
-        warnings.warn(
-            f"{test} changed the schema, so its database was recreated: {shown}. To have it so "
-            'without this warning: @pytest.mark.cleaner(strategy="recreate")',
-            SchemaWarning,
-            stacklevel=2,
-        )

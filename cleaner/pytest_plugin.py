@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from cleaner.api import Cleaner
 
-_FIXTURES = {"clean_database", "cleaner", "cleaner_engine", "cleaner_url"}
 _MARKER = "cleaner(strategy=..., only=[...], ...): how this test's database is cleaned"
 
 
@@ -131,8 +130,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def cleaner_setup(request: pytest.FixtureRequest) -> Callable[[Engine], None]:
     """Override it: return ``setup(engine)``, which builds the schema.
 
-    The default creates what the metadata of the settings describes. On a database of your own it
-    runs at the start of every run, so it has to bear that (``create_all``, ``alembic upgrade``).
+    The default creates what the metadata of the settings describes. It runs once for all workers
+    and runs, until something changes that shapes the database; where all tests share the
+    configured database it runs in each process, so it has to bear that.
     """
     from cleaner.metadata import Models
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +18,9 @@ if TYPE_CHECKING:
     from cleaner.api import Cleaner
     from cleaner.errors import CleanerError
     from cleaner.provision.embedded import EmbeddedPostgres
-    from cleaner.provision.leases import Lease
-    from cleaner.pytest_database import Leased, SchemaGuard, Shared
+    from cleaner.provision.leases import Lease, Pool
+    from cleaner.pytest_database import Leased, Shared
+    from cleaner.pytest_schema import SchemaGuard
     from cleaner.settings import Settings
 
 _OWN = ("CLEANER_URL",)
@@ -36,7 +36,7 @@ class Run:
         self.cleans: list[tuple[str, str, float, int]] = []
         self.left: list[tuple[str, str]] = []
         self.kept: list[tuple[str, str, str]] = []
-        self._id = uuid.uuid4().hex
+        self._id = os.urandom(16).hex()
         self._settings: Settings | None = None
         self._autouse: bool | None = None
         self._cleaners: dict[str, Cleaner] = {}
@@ -136,11 +136,8 @@ class Run:
             with suppress(CleanerError):  # here too conftest.py may import the application
                 self.export(self.url, *self.settings.export)
             return
-        from cleaner.provision.leases import Pool
-
         try:
-            pool = Pool(self.url, self.settings.lock_timeout)
-            self._reserved = pool.lease(worker or "main")
+            self._reserved = self.pool.lease(worker or "main")
             atexit.register(self._give_back)  # a run whose conftest.py fails is not unconfigured
             self.export(self._reserved.url, *_OWN, *self.settings.export)
         except PoolRefusedError:
@@ -166,6 +163,16 @@ class Run:
         if url is None:
             return self.embedded().url("test")
         return url.url if isinstance(url, Engine) else url
+
+    @property
+    def pool(self) -> Pool:
+        """The databases of the workers. Raises UnsafeDatabaseError where there are to be none."""
+        from cleaner import guard
+        from cleaner.provision.leases import Pool
+
+        url = self.url
+        guard.check(url.database or "", self.settings.allow_databases)
+        return Pool(url, self.settings.lock_timeout)
 
     def provide(
         self, setup: Callable[[Engine], None], maker: Callable[..., object]
@@ -194,6 +201,7 @@ class Run:
                 ),
                 seeds=self.settings.url is None or setup.__module__ != "cleaner.pytest_plugin",
             ),
+            self.pool,
             lease,
         )
         self.export(self.provided.url, *_OWN, *self.settings.export)
@@ -204,7 +212,6 @@ class Run:
         name, and why there is none.
         """
         from cleaner import pytest_kept
-        from cleaner.provision.leases import Pool
 
         assert self.provided is not None
         embedded = self.settings.url is None
@@ -212,9 +219,8 @@ class Run:
             return "", self.provided.unkept
         if embedded and not self.embedded().kept:
             return "", pytest_kept.ENDS
-        pool = Pool(self.url, self.settings.lock_timeout)
         name, how = pytest_kept.keep(
-            pool, str(self.provided.url.database), run=self.id, worker=self.worker, test=test
+            self.pool, str(self.provided.url.database), run=self.id, worker=self.worker, test=test
         )
         # The embedded server ends with the run; this starts it again.
         return name, f"cleaner pool psql {name}" if embedded and name else how
@@ -234,7 +240,7 @@ class Run:
         """Undoes changes of the schema, where there is a template to do it from."""
         template = self.provided.template if self.provided else ""
         if template and self._schema_guard is None:
-            from cleaner.pytest_database import SchemaGuard
+            from cleaner.pytest_schema import SchemaGuard
 
             self._schema_guard = SchemaGuard(cleaner, template)
         return self._schema_guard
@@ -325,11 +331,10 @@ def _embedded_version() -> str:
 def _server(run: Run) -> str:
     from cleaner.api import Cleaner
     from cleaner.errors import CleanerError, PoolRefusedError
-    from cleaner.provision.leases import Pool
 
     try:
         try:
-            return f"postgresql {Pool(run.url, run.settings.lock_timeout).server()}"
+            return f"postgresql {run.pool.look().version}"
         except PoolRefusedError as error:
             with Cleaner(settings=run.settings) as cleaner:
                 return (

@@ -16,7 +16,7 @@ ROOT = Path(cleaner.__file__).parent
 # Each floor may import what is on a floor before it, and its own package's modules.
 FLOORS = [
     {"difference"},
-    {"errors"},
+    {"errors", "waits"},
     {"spi"},
     {"graph", "guard", "metadata", "pools", "registry", "settings"},
     {"retry"},
@@ -24,6 +24,7 @@ FLOORS = [
     {"dialects"},
     {"provision"},
     {"api"},
+    {"aio"},
     {"console", "shop"},
     {
         "demo",
@@ -32,6 +33,7 @@ FLOORS = [
         "pytest_database",
         "pytest_kept",
         "pytest_report",
+        "pytest_schema",
         "testcase",
         "testing",
     },

@@ -22,7 +22,8 @@ from support.pools import Own, Workers, connect, server_of, until
 
 from cleaner import Cleaner
 from cleaner.dialects.postgresql.clone import Clones
-from cleaner.errors import Blocker, PoolRefusedError, ProvisionError
+from cleaner.dialects.postgresql.turns import Turns
+from cleaner.errors import BlockedError, Blocker, PoolRefusedError, ProvisionError
 from cleaner.provision.embedded import EmbeddedPostgres
 from cleaner.provision.leases import Lease, Pool
 
@@ -520,12 +521,12 @@ def test_without_createdb_there_is_a_lease_for_each_provisioned_database_and_the
     assert "cleaner pool provision" in refused.value.remedy
 
     def made(lease: Lease, version: str) -> int:
-        def setup() -> None:
-            build(lease.url)
+        def setup(url: URL) -> None:
+            build(url)
             calls.append(version)
 
         calls: list[str] = []
-        lease.settle(version, setup)
+        lease.prepare(version, lambda: schema(lease), setup)
         return len(calls)
 
     names = own.provision(role, "gw0", "gw1")
@@ -667,3 +668,23 @@ def test_workers_killed_at_any_point_leave_no_half_template_and_nothing_behind(
     assert tally["killed"]
     for what, number in tally.items():
         record_property(what, number)
+
+
+# -- turns ----------------------------------------------------------------------------------
+
+
+def test_turns_are_taken_one_after_the_other_and_who_never_ends_is_named(
+    database: Database,
+) -> None:
+    first = Turns(database.url, 5.0)
+    second = Turns(database.url, 5.0, patience=0.1)
+    with closing(first), closing(second):
+        for turns in (first, second):
+            with turns.turn():
+                pass
+        with first.turn(), pytest.raises(BlockedError) as blocked, second.turn():
+            pass
+        assert f"a turn at {database.name}, held by pid" in blocked.value.what
+        assert len(blocked.value.blockers) == 1
+        with second.turn():
+            pass

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import URL, create_engine, text
-from support.database import Database
-from support.pools import Own, connect, server_of
+from support.commands import Command, Result
+from support.pools import Own, connect
 
-from cleaner.cli import main
 from cleaner.dialects.postgresql.control import PROVIDER
 from cleaner.provision.embedded import EmbeddedPostgres
 from cleaner.provision.leases import Lease, Pool
@@ -26,43 +24,10 @@ on_embedded = pytest.mark.parametrize("worker_database", ["embedded"], indirect=
 NOT_OURS = "its comment does not say that it is cleaner's"
 
 
-class Result:
-    """What a command did, as its caller sees it."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def own(worker_database: Database) -> Iterator[Own]:
-    with closing(Own(server_of(worker_database))) as own:
-        own.pool().rows()  # there is a control database
-        yield own
-        with control(own) as connection:
-            connection.execute(f"DELETE FROM cleaner.kept WHERE starts_with(base, '{own.prefix}')")
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(cli: Command) -> Command:
     """Run ``cleaner pool`` in an empty directory, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for variable in [name for name in os.environ if name.startswith("CLEANER_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "pyproject.toml").write_text("[tool.cleaner]\n")
-
-    def run(*arguments: object) -> Result:
-        code = main(["pool", *map(str, arguments)])
-        return Result(code, *capsys.readouterr())
-
-    return run
+    return partial(cli, "pool")
 
 
 def control(own: Own) -> Any:
@@ -148,7 +113,7 @@ def states(result: Result) -> dict[str, str]:
     ],
 )
 def test_wrong_usage_exits_with_2_and_shows_no_name_of_ours(
-    run: Run, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    run: Command, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         run(*arguments)
@@ -158,7 +123,7 @@ def test_wrong_usage_exits_with_2_and_shows_no_name_of_ours(
 
 @pytest.mark.parametrize("action", ["", "status", "provision", "sweep", "drop", "psql"])
 def test_help_teaches_by_an_example(
-    run: Run, action: str, capsys: pytest.CaptureFixture[str]
+    run: Command, action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         run(*action.split(), "--help")
@@ -168,7 +133,7 @@ def test_help_teaches_by_an_example(
 
 @pytest.mark.parametrize("action", ["status", "provision --count 1", "sweep", "drop", "psql x"])
 def test_a_server_that_cannot_be_reached_exits_with_1_and_no_password_is_shown(
-    run: Run, action: str
+    run: Command, action: str
 ) -> None:
     url = "postgresql://app:hunter2@127.0.0.1:1/app_test"
     for as_json in ([], ["--json"]):
@@ -178,7 +143,7 @@ def test_a_server_that_cannot_be_reached_exits_with_1_and_no_password_is_shown(
         assert "127.0.0.1" in result.out + result.err
 
 
-def test_a_server_without_a_pool_is_left_without_one(run: Run) -> None:
+def test_a_server_without_a_pool_is_left_without_one(run: Command) -> None:
     with EmbeddedPostgres() as server:
         url = server.url("app_test").render_as_string()
         result = run("status", "--url", url)
@@ -195,7 +160,7 @@ def test_a_server_without_a_pool_is_left_without_one(run: Run) -> None:
 # -- status ---------------------------------------------------------------------------------
 
 
-def test_status_tells_the_state_of_every_database(run: Run, own: Own) -> None:
+def test_status_tells_the_state_of_every_database(run: Command, own: Own) -> None:
     pool, url = own.pool(), own.text()
     leases = [prepared(pool, f"gw{number}") for number in range(3)]
     leases[1].release()
@@ -240,7 +205,7 @@ def test_status_tells_the_state_of_every_database(run: Run, own: Own) -> None:
 
 
 @on_embedded
-def test_status_is_a_table_with_a_heading(run: Run, own: Own) -> None:
+def test_status_is_a_table_with_a_heading(run: Command, own: Own) -> None:
     lease = prepared(own.pool(), "gw0")
     lines = run("status", "--url", own.text()).out.splitlines()
     assert lines[0].split() == ["database", "state", "worker", "host", "pid", "age", "size"]
@@ -253,7 +218,7 @@ def test_status_is_a_table_with_a_heading(run: Run, own: Own) -> None:
 
 
 @on_embedded
-def test_status_takes_no_lease_and_no_lock(run: Run, own: Own) -> None:
+def test_status_takes_no_lease_and_no_lock(run: Command, own: Own) -> None:
     pool = own.pool()
     first = prepared(pool, "gw0")
     first.release()
@@ -265,7 +230,7 @@ def test_status_takes_no_lease_and_no_lock(run: Run, own: Own) -> None:
 
 
 @on_embedded
-def test_all_shows_the_other_pools_of_the_server_too(run: Run, own: Own) -> None:
+def test_all_shows_the_other_pools_of_the_server_too(run: Command, own: Own) -> None:
     lease = own.pool().lease("gw0")
     another = own.url.set(database=f"{own.base}_another").render_as_string()
     assert states(run("status", "--url", another, "--json")) == {}
@@ -275,7 +240,7 @@ def test_all_shows_the_other_pools_of_the_server_too(run: Run, own: Own) -> None
 
 @on_embedded
 def test_a_role_sees_what_is_its_own_and_that_of_roles_it_has_the_privileges_of(
-    run: Run, own: Own
+    run: Command, own: Own
 ) -> None:
     role, member = own.role("CREATEDB"), own.role("CREATEDB")
     lease = own.pool(role).lease("gw0")
@@ -290,7 +255,7 @@ def test_a_role_sees_what_is_its_own_and_that_of_roles_it_has_the_privileges_of(
 
 
 def test_a_role_that_may_create_no_database_leases_those_that_were_provided(
-    run: Run, own: Own
+    run: Command, own: Own
 ) -> None:
     role = own.role()
     result = run("provision", "--url", own.text(), "--role", role, "--count", 2)
@@ -301,15 +266,15 @@ def test_a_role_that_may_create_no_database_leases_those_that_were_provided(
     assert [lease.database for lease in leases] == names
     built: list[str] = []
 
-    def build_in_place() -> None:
-        engine = create_engine(leases[0].url)
+    def build_in_place(url: URL) -> None:
+        engine = create_engine(url)
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE item (id serial PRIMARY KEY)"))
         engine.dispose()
         built.append("once")
 
     for fingerprint, times in (("one", 1), ("one", 1), ("two", 2)):
-        leases[0].settle(fingerprint, build_in_place)
+        leases[0].prepare(fingerprint, lambda: "", build_in_place)
         assert len(built) == times
         leases[0].release()
         leases[0] = own.pool(role).lease("gw0")
@@ -324,7 +289,7 @@ def test_a_role_that_may_create_no_database_leases_those_that_were_provided(
 
 
 @on_embedded
-def test_what_is_there_is_not_provided_again_and_what_is_gone_is(run: Run, own: Own) -> None:
+def test_what_is_there_is_not_provided_again_and_what_is_gone_is(run: Command, own: Own) -> None:
     role, url = own.role(), own.text()
 
     def provision(number: int) -> list[str]:
@@ -343,7 +308,7 @@ def test_what_is_there_is_not_provided_again_and_what_is_gone_is(run: Run, own: 
 
 
 @on_embedded
-def test_an_interrupted_provision_is_finished_by_the_next_one(run: Run, own: Own) -> None:
+def test_an_interrupted_provision_is_finished_by_the_next_one(run: Command, own: Own) -> None:
     role, name = own.role(), f"{own.base}_provided_1"
     with control(own) as connection:
         connection.execute(
@@ -357,13 +322,13 @@ def test_an_interrupted_provision_is_finished_by_the_next_one(run: Run, own: Own
 
 
 @on_embedded
-def test_a_database_of_somebody_elses_is_passed_over(run: Run, own: Own) -> None:
+def test_a_database_of_somebody_elses_is_passed_over(run: Command, own: Own) -> None:
     own.run(f"CREATE DATABASE {own.base}_provided_1")
     result = run("provision", "--url", own.text(), "--count", 1, "--json")
     assert result.json == {"made": [f"{own.base}_provided_2"]}
 
 
-def test_who_may_not_provide_is_told_the_grant_and_leaves_nothing(run: Run, own: Own) -> None:
+def test_who_may_not_provide_is_told_the_grant_and_leaves_nothing(run: Command, own: Own) -> None:
     plain, admin = own.role(), own.role("CREATEDB")
     before = own.databases()
 
@@ -388,7 +353,7 @@ def test_who_may_not_provide_is_told_the_grant_and_leaves_nothing(run: Run, own:
 # -- sweep ----------------------------------------------------------------------------------
 
 
-def test_a_sweep_drops_the_dead_and_what_is_old_and_nothing_else(run: Run, own: Own) -> None:
+def test_a_sweep_drops_the_dead_and_what_is_old_and_nothing_else(run: Command, own: Own) -> None:
     pool, url = own.pool(), own.text()
     pool.provision(2)
     provided = [pool.lease("p0"), pool.lease("p1")]
@@ -424,7 +389,7 @@ def test_a_sweep_drops_the_dead_and_what_is_old_and_nothing_else(run: Run, own: 
 
 
 @on_embedded
-def test_a_kept_database_that_somebody_looks_at_is_not_swept(run: Run, own: Own) -> None:
+def test_a_kept_database_that_somebody_looks_at_is_not_swept(run: Command, own: Own) -> None:
     name = kept(own)
     with closing(connect(own.url.set(database=name))) as looking:
         assert run("sweep", "--url", own.text(), "--older-than", 0).code == 0
@@ -434,7 +399,7 @@ def test_a_kept_database_that_somebody_looks_at_is_not_swept(run: Run, own: Own)
 
 @on_embedded
 def test_a_template_is_not_swept_from_under_a_worker_that_is_about_to_clone_it(
-    run: Run, own: Own
+    run: Command, own: Own
 ) -> None:
     pool = own.pool()
     lease = pool.lease("gw0")
@@ -447,7 +412,7 @@ def test_a_template_is_not_swept_from_under_a_worker_that_is_about_to_clone_it(
 # -- drop -----------------------------------------------------------------------------------
 
 
-def test_drop_leaves_what_living_workers_have_and_names_them(run: Run, own: Own) -> None:
+def test_drop_leaves_what_living_workers_have_and_names_them(run: Command, own: Own) -> None:
     pool, url = own.pool(), own.text()
     role = own.role()
     pool.provision(1, role)
@@ -482,7 +447,7 @@ def test_drop_leaves_what_living_workers_have_and_names_them(run: Run, own: Own)
 
 @on_embedded
 def test_who_could_not_provide_them_again_does_not_drop_provisioned_databases(
-    run: Run, own: Own
+    run: Command, own: Own
 ) -> None:
     role = own.role()
     (name,) = own.pool().provision(1, role)
@@ -494,7 +459,7 @@ def test_who_could_not_provide_them_again_does_not_drop_provisioned_databases(
 
 
 @on_embedded
-def test_drop_leaves_other_pools_alone(run: Run, own: Own) -> None:
+def test_drop_leaves_other_pools_alone(run: Command, own: Own) -> None:
     lease = prepared(own.pool(), "gw0")
     lease.release()
     another = own.url.set(database=f"{own.base}_another").render_as_string()
@@ -525,7 +490,7 @@ def test_psql_runs_in_the_named_database(own: Own, tmp_path: Path) -> None:
 
 
 @on_embedded
-def test_psql_names_a_database_that_is_not_there(run: Run, own: Own) -> None:
+def test_psql_names_a_database_that_is_not_there(run: Command, own: Own) -> None:
     result = run("psql", "--url", own.text(), f"{own.base}_nowhere")
     assert result.code == 1
     assert "Remedy: cleaner pool status" in result.err

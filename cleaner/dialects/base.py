@@ -99,9 +99,6 @@ class Session(Protocol):
     def drop_template(self) -> None:
         """Drop it, if there is one."""
 
-    def others(self) -> tuple[Blocker, ...]:
-        """Who else is connected to the database."""
-
     def describe(self) -> frozenset[str]:
         """What the schema consists of, a line for each object."""
 

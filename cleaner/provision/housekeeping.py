@@ -226,7 +226,7 @@ class Housekeeping:
         Touches nothing that is in use, was provisioned, or is not said to be ours by the control
         database and by its own comment.
         """
-        with self._control() as control:
+        with self._translated(make=True) as control:
             return _Tidying(control, self.base, idle, unused).run().databases
 
     def sweep_all(
@@ -310,8 +310,7 @@ class _Tidying:
         elif row.provisioned or row.worker is not None or self._now - row.used >= self._idle:
             self._drop(row.database, lambda: self._control.forget(row))
         else:
-            with suppress(self._control.driver_error):  # whoever leases it tries again
-                self._control.bury(row)
+            self._control.bury(row)
 
     def _templates(self) -> None:
         rows = self._control.rows(self._base, self._everyone)

@@ -24,11 +24,13 @@ from datetime import datetime
 from sqlalchemy import URL
 
 from cleaner.dialects.postgresql.clone_attributes import derived
-from cleaner.dialects.postgresql.control import Control, Row
+from cleaner.dialects.postgresql.control import CONTROL, Control, Row, refused
 from cleaner.dialects.postgresql.control_templates import Template
+from cleaner.dialects.postgresql.server import Server, look
 from cleaner.errors import CleanerError, ProvisionError
 from cleaner.provision.housekeeping import Housekeeping
 
+Build = Callable[[URL], None]
 _TURN = 0.05  # seconds between two looks at whether a template is built
 _PATIENCE = 1800  # seconds after which its builder counts as stuck
 
@@ -40,27 +42,18 @@ class Pool(Housekeeping):
     where the role may not create databases and none were provided.
     """
 
-    def server(self) -> str:
-        """The server's version. Raises PoolRefusedError where there would be no lease."""
-        with self._control() as control:
-            control.check(self.base)
-            return str(control.execute("SHOW server_version")[0][0]).split()[0]
+    def look(self) -> Server:
+        """What the server has to offer; changes nothing there.
 
-    def free_connections(self) -> int:
-        """How many more connections the server would grant to this role."""
-        with self._control() as control:
-            free: int = control.execute(
-                """SELECT pg_catalog.current_setting('max_connections')::int - count(*)::int
-       - CASE WHEN pg_catalog.current_setting('is_superuser')::bool THEN 0
-         ELSE pg_catalog.current_setting('superuser_reserved_connections')::int END
-  FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'"""
-            )[0][0]
-            return free
-
-    def has_base(self) -> bool:
-        """Whether there is a database that is called like the leases' begin."""
-        with self._control() as control:
-            return control.exists(self.base)
+        Raises PoolRefusedError where there would be no lease.
+        """
+        server = look(self.url, CONTROL, self._lock_timeout)
+        if not server.creates:
+            if not server.control:
+                raise refused(server.role)
+            with self._control() as control:
+                control.check(self.base)
+        return server
 
     def lease(self, worker: str) -> Lease:
         """A lease that no other living worker has; ``worker`` is how it is shown to others."""
@@ -74,7 +67,7 @@ class Pool(Housekeeping):
 
     # -- templates ------------------------------------------------------------------------
 
-    def template(self, fingerprint: str, build: Callable[[URL], None], source: str = "") -> str:
+    def template(self, fingerprint: str, build: Build, source: str = "") -> str:
         """The name of the template for that fingerprint, which ``build`` has made of an empty
         database, or of a copy of ``source``; once, however many ask at once.
 
@@ -107,7 +100,7 @@ class Pool(Housekeeping):
         self,
         control: Control,
         name: str,
-        build: Callable[[URL], None],
+        build: Build,
         source: str,
         since: datetime,
     ) -> None:
@@ -177,36 +170,34 @@ class Lease:
         """Whether the database is there for good, and can't be replaced by a clone."""
         return self._row.provisioned
 
-    def prepare(self, template: str, intact: Callable[[], str]) -> None:
-        """Have a clone of the template there. ``intact`` tells the fingerprint of its schema now,
-        or raises CleanerError: a database that was given back with another one is replaced.
+    def prepare(self, template: str, intact: Callable[[], str], build: Build | None = None) -> None:
+        """Have a database there that is a clone of the template; or, where one was provisioned and
+        can't be replaced, that ``build`` has made like it.
+
+        ``intact`` tells the fingerprint of its schema now, or raises CleanerError: a database that
+        was given back with another one is made anew.
         """
         self.check()
-        control = self._control
-        with suppress(control.driver_error):  # somebody is connected whom this role may not end
-            control.bury(self._row)
-        if self._row.template == template:
+        control, row = self._control, self._row
+        control.bury(row)
+        if row.template == template:
             with suppress(CleanerError):
-                if intact() == self._row.schema:
+                if intact() == row.schema:
                     return
-        control.note(self._row, None)
-        control.clones(self._row.database, template).recreate()
+        control.note(row, None)
+        if build is None:
+            control.clones(row.database, template).recreate()
+        else:
+            control.empty(row)
+            build(self.url)
         try:
             self.check()
         except ProvisionError:
-            with suppress(control.driver_error):
-                control.drop(self._row.database)  # nobody else knows of it any more
+            if build is None:
+                with suppress(control.driver_error):
+                    control.drop(row.database)  # nobody else knows of it any more
             raise
-        control.note(self._row, template, intact())
-
-    def settle(self, template: str, build: Callable[[], None]) -> None:
-        """The same for a provisioned database: ``build`` makes it what the template would be."""
-        self.check()
-        if self._row.template != template:
-            self._control.note(self._row, None)
-            self._control.empty(self._row)
-            build()
-            self._control.note(self._row, template)
+        control.note(row, template, intact())
 
     def check(self) -> None:
         """Raise ProvisionError if the lease is not ours any more."""

@@ -57,18 +57,6 @@ def terminate(execute: Execute, blockers: tuple[Blocker, ...]) -> tuple[Blocker,
     return tuple(ended)
 
 
-def others(execute: Execute) -> tuple[Blocker, ...]:
-    """Who else is connected to this database."""
-    rows = execute(
-        """SELECT a.pid, a.usename, a.application_name, a.state,
-       EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8, a.query
-  FROM pg_catalog.pg_stat_activity a
- WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
-   AND a.usename IS NOT NULL"""
-    )
-    return tuple(Blocker(*row) for row in rows)
-
-
 def idle_in_transaction(execute: Execute) -> tuple[tuple[Blocker, ...], int]:
     """Sessions of others that are left open in a transaction, the oldest first, and the number
     of those that this role can't see into.

@@ -57,7 +57,7 @@ def _transaction(execute: Execute, wait: int) -> Iterator[None]:
         yield
         execute("COMMIT", True)
     except BaseException:
-        execute("ROLLBACK")
+        execute("ROLLBACK", True)
         raise
 
 
@@ -101,6 +101,7 @@ class _Capture:
         if not (filled or positions or self.catalog.baseline):
             self._row_security("FORCE")
             return []  # that is the baseline of a database where nothing was captured
+        self._refuse_without_room()
         kept_tables, kept_sequences, horizon = self._make_room()
         shape = shapes(self.execute(columns_of(table.key for table in filled))[0][0])
         entries = [self._copy(table, shape[table.key]) for table in filled]
@@ -139,13 +140,11 @@ class _Capture:
                     "the role that cleans is not the table's owner",
                     f'exclude = ["{table.name}"], or capture as its owner, or the GRANT above',
                 )
+
+    def _refuse_without_room(self) -> None:
         database, user = self.catalog.database.name, self.catalog.database.user
-        if (
-            self.catalog.baseline is None
-            and not self.execute(
-                "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"
-            )[0][0]
-        ):
+        may = "pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"
+        if self.catalog.baseline is None and not self.execute(f"SELECT {may}")[0][0]:
             raise StrategyRefusedError(
                 f"The rows can't be kept in {database}: role {user} may not create a schema there.",
                 "captured rows are kept in a schema of their own",

@@ -27,6 +27,7 @@ from cleaner.dialects.postgresql.control_databases import NoPoolError, named
 from cleaner.dialects.postgresql.control_kept import KEPT, KeptCopies
 from cleaner.dialects.postgresql.control_templates import TEMPLATES
 from cleaner.dialects.postgresql.failures import sqlstate
+from cleaner.dialects.postgresql.server import MAINTENANCE
 from cleaner.dialects.postgresql.sql import literal, quote
 from cleaner.errors import CleanerError, PoolRefusedError, ProvisionError
 
@@ -35,7 +36,6 @@ PROVIDER = "cleaner pool provision"  # the worker of a database that is being pr
 _LEASES = int.from_bytes(b"leas", "big")  # the first half of an advisory lock's key
 # A holder that has vanished with its machine is noticed after this many seconds.
 _KEEPALIVE = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3}
-VANISHED_AFTER = 5 + 2 * 3
 
 _TABLES = (
     "CREATE SCHEMA IF NOT EXISTS cleaner",
@@ -108,7 +108,7 @@ class Control(KeptCopies):
     def _create(self) -> bool:
         """Make the database; false if it is there already."""
         server = PostgresConnection(
-            self.engine.url.set(database="postgres"), lambda name: None, self.lock_timeout
+            self.engine.url.set(database=MAINTENANCE), lambda name: None, self.lock_timeout
         )
         try:
             found = (
@@ -128,14 +128,17 @@ class Control(KeptCopies):
             if server.execute(found)[0][0]:
                 return True
             user = server.execute("SELECT current_user::text")[0][0]
-            raise _refused(user)
+            raise refused(user)
         finally:
             server.close()
 
     def _prepare(self) -> None:
-        for name, value in _KEEPALIVE.items():
-            self.execute(f"SET {name} = {value}")
-        if self.execute("SELECT pg_catalog.to_regclass('cleaner.kept') IS NULL")[0][0]:
+        settings = {**_KEEPALIVE, "lock_timeout": round(self.lock_timeout * 1000)}
+        changes = ", ".join(
+            f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in settings.items()
+        )
+        missing = self.execute(f"SELECT pg_catalog.to_regclass('cleaner.kept') IS NULL, {changes}")
+        if missing[0][0]:
             with self.transaction():
                 self.execute("SELECT pg_catalog.pg_advisory_xact_lock(0)", True)
                 for statement in _TABLES:
@@ -181,7 +184,7 @@ class Control(KeptCopies):
   FROM pg_catalog.pg_roles WHERE rolname = current_user"""
         )[0]
         if not (creates or provisioned):
-            raise _refused(user)
+            raise refused(user)
         return user, creates
 
     def take(self, base: str, worker: str) -> Row:
@@ -199,7 +202,7 @@ class Control(KeptCopies):
  WHERE pg_catalog.pg_try_advisory_lock({_LEASES}, id) LIMIT 1"""
             )
             if not free and not creates:
-                raise _refused(user)
+                raise refused(user)
             label = worker if attempt == 1 else f"{worker}_{attempt}"
             lease = free[0][0] if free else self._add(base, label)
             row = self.row(lease) if lease else None
@@ -374,7 +377,8 @@ class Control(KeptCopies):
             inside.close()
 
 
-def _refused(user: str) -> PoolRefusedError:
+def refused(user: str) -> PoolRefusedError:
+    """The error for a role that can have no lease."""
     return PoolRefusedError(
         f"Role {user} may not create databases, and nobody has provided any for it.",
         "each worker needs a database of its own",

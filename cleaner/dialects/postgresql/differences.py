@@ -57,7 +57,7 @@ def differences(
         execute(f"SELECT {chosen}", True)
         return _Comparison(execute, catalog, target, samples).run()
     finally:
-        execute("ROLLBACK")
+        execute("ROLLBACK", True)
 
 
 class _Comparison:

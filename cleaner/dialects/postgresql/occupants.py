@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
+from cleaner import waits
 from cleaner.dialects.postgresql.activity import Execute
+from cleaner.dialects.postgresql.clone_attributes import literals
 from cleaner.dialects.postgresql.sql import literal
 from cleaner.errors import BlockedError, Blocker
 
@@ -36,7 +39,7 @@ def vacate(execute: Execute, database: str, wait: float, only_idle: bool) -> tup
                 + (" AND state = 'idle'" if only_idle else "")
             )
         ended |= {session.pid: session for session in chosen if session.state not in ("idle", None)}
-        time.sleep(pause)
+        waits.pause(pause)
         pause = min(2 * pause, 0.05)
     return tuple(ended.values())
 
@@ -79,6 +82,18 @@ def _occupied(database: str, sessions: tuple[Blocker, ...]) -> BlockedError:
 
 def locked(execute: Execute, key: int, databases: tuple[str, ...], wait: float) -> BlockedError:
     """The error that names who holds the advisory lock ``key``, or one on a database itself."""
+    blockers = lock_holders(execute, key, databases)
+    return BlockedError(
+        f"{databases[0]} could not be replaced: waited {wait:g} s for a lock, held by "
+        f"{'; '.join(map(str, blockers)) or 'a session that is gone now'}.",
+        "another process copies, replaces or drops the same database",
+        "a database for each process, or a longer lock_timeout",
+        blockers,
+    )
+
+
+def lock_holders(execute: Execute, key: int, databases: Iterable[str] = ()) -> tuple[Blocker, ...]:
+    """Who holds the advisory lock ``key``, or one on one of the databases itself."""
     rows = execute(
         f"""SELECT DISTINCT a.pid, a.usename::text, a.application_name, a.state,
        EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)::float8, a.query
@@ -87,13 +102,6 @@ def locked(execute: Execute, key: int, databases: tuple[str, ...], wait: float) 
    AND (l.locktype = 'advisory' AND (l.classid::int8 << 32 | l.objid::int8) = {key}
         OR l.locktype = 'object' AND l.classid = 'pg_catalog.pg_database'::regclass
            AND l.objid IN (SELECT oid FROM pg_catalog.pg_database
-                            WHERE datname IN ({", ".join(map(literal, databases))})))"""
+                            WHERE datname IN ({literals(databases) or "''"})))"""
     )
-    blockers = tuple(Blocker(*row) for row in rows)
-    return BlockedError(
-        f"{databases[0]} could not be replaced: waited {wait:g} s for a lock, held by "
-        f"{'; '.join(map(str, blockers)) or 'a session that is gone now'}.",
-        "another process copies, replaces or drops the same database",
-        "a database for each process, or a longer lock_timeout",
-        blockers,
-    )
+    return tuple(Blocker(*row) for row in rows)

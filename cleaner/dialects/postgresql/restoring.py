@@ -71,7 +71,7 @@ def put_right(
         yield from _unhide(tables, table, replica)
         yield from _guard(tables, table)
     parts = ", ".join(
-        f"({tables.at(table)}, {literal(_changes(tables, table))},"
+        f"({tables.at(table)}, {literal(_with(_changes(tables, table)))},"
         f" {literal(_verdict(tables, table))})"
         for table in together
     )
@@ -154,29 +154,34 @@ def _absent(captured: Captured) -> str:
     return f"NOT EXISTS (SELECT FROM {captured.copy} c WHERE {captured.same})"
 
 
-def _changes(tables: Tables, table: Relation) -> str:
-    """The data-modifying CTEs: deletes, then updates, then inserts, each to its end before the
-    next begins, since a row in the way of a unique key has to go first.
+def _with(changes: dict[str, str]) -> str:
+    return ", ".join(f"{name} AS ({statement})" for name, statement in changes.items())
+
+
+def _changes(tables: Tables, table: Relation) -> dict[str, str]:
+    """The data-modifying CTEs by name: deletes, then updates, then inserts, each to its end before
+    the next begins, since a row in the way of a unique key has to go first.
     """
     i, name, captured = tables.at(table), tables.facts(table).sql, tables.facts(table).captured
     if captured is None:
-        return f"d{i} AS (DELETE FROM {name} RETURNING 1)"
+        return {f"d{i}": f"DELETE FROM {name} RETURNING 1"}
     after = f"(SELECT count(*) FROM d{i}) >= 0"
     if not captured.key:
         insert = f"{_insert(tables, table)} WHERE {after} RETURNING 1"
-        return f"d{i} AS (DELETE FROM {name} RETURNING 1), i{i} AS ({insert})"
+        return {f"d{i}": f"DELETE FROM {name} RETURNING 1", f"i{i}": insert}
     written = WRITTEN.format("t.").replace("lim", "$1")
-    parts = [f"d{i} AS (DELETE FROM {name} t WHERE {written} AND {_absent(captured)} RETURNING 1)"]
+    absent = _absent(captured)
+    parts = {f"d{i}": f"DELETE FROM {name} t WHERE {written} AND {absent} RETURNING 1"}
     values = ", ".join(f"{quote(c.name)} = {c.from_copy}" for c in captured.columns if not c.always)
     if values:
-        parts.append(
-            f"u{i} AS (UPDATE {name} t SET {values} FROM {captured.copy} c WHERE {captured.same}"
-            f" AND {written} AND {captured.differs} AND {after} RETURNING 1)"
+        parts[f"u{i}"] = (
+            f"UPDATE {name} t SET {values} FROM {captured.copy} c WHERE {captured.same}"
+            f" AND {written} AND {captured.differs} AND {after} RETURNING 1"
         )
         after += f" AND (SELECT count(*) FROM u{i}) >= 0"
     gone = f"NOT EXISTS (SELECT FROM {name} t WHERE {captured.same})"
-    parts.append(f"i{i} AS ({_insert(tables, table)} WHERE {gone} AND {after} RETURNING 1)")
-    return ", ".join(parts)
+    parts[f"i{i}"] = f"{_insert(tables, table)} WHERE {gone} AND {after} RETURNING 1"
+    return parts
 
 
 def _insert(tables: Tables, table: Relation) -> str:
@@ -191,9 +196,8 @@ def _insert(tables: Tables, table: Relation) -> str:
 
 def _verdict(tables: Tables, table: Relation) -> str:
     """The table's position, if any row was put back."""
-    i, changes = tables.at(table), _changes(tables, table)
-    made = [f"{letter}{i}" for letter in "dui" if f"{letter}{i} AS (" in changes]
-    return f"SELECT {i} WHERE " + " OR ".join(f"EXISTS (SELECT FROM {name})" for name in made)
+    made = " OR ".join(f"EXISTS (SELECT FROM {name})" for name in _changes(tables, table))
+    return f"SELECT {tables.at(table)} WHERE {made}"
 
 
 def look_again(tables: Tables, table: Relation) -> Iterator[str]:

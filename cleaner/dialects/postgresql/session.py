@@ -209,8 +209,5 @@ class PostgresSession(PostgresConnection):
         hidden = (facts for facts in self.catalog.facts.values() if facts.hidden and facts.owned)
         return activity.blockers(self.execute, [f.leaves[0] for f in hidden], True, cleans=False)
 
-    def others(self) -> tuple[Blocker, ...]:
-        return activity.others(self.execute)
-
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         return activity.terminate(self.execute, blockers)

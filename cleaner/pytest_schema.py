@@ -1,0 +1,52 @@
+"""What tests do to the schema of their database, undone and named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from cleaner.api import Cleaner
+from cleaner.errors import SchemaChangedError, SchemaWarning
+
+
+class SchemaGuard:
+    """Undoes what a test does to the schema, by recreating the database from its template."""
+
+    def __init__(self, cleaner: Cleaner, template: str) -> None:
+        self._recreating = cleaner.using(
+            strategy="recreate", strategy_options={"template": template}
+        )
+        cleaner.plan()
+        self._baseline, self._described = cleaner.fingerprint, cleaner.describe()
+
+    def intact(self, cleaner: Cleaner) -> bool:
+        """Whether the schema is that of the template, as the last clean found it."""
+        return cleaner.fingerprint == self._baseline
+
+    def after(self, cleaner: Cleaner, test: str, clean: Callable[[], None]) -> None:
+        """Let ``cleaner`` clean after the test, and undo what that did to the schema."""
+        lost = ""
+        try:
+            clean()
+            if self.intact(cleaner):
+                return
+        except SchemaChangedError as error:  # what was captured can't be put back
+            lost = error.what
+        now, before = self._recreating.describe(), self._described
+        lines = [f"+ {line}" for line in sorted(now - before)]
+        lines += [f"- {line}" for line in sorted(before - now)]
+        if lines or lost:
+            self._recreating.clean()
+            cleaner.plan()
+            self._warn(test, lines or [lost])
+        # Else it has captured another baseline, which is not in the template.
+        self._baseline = cleaner.fingerprint
+
+    def _warn(self, test: str, lines: list[str]) -> None:
+        shown = "; ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
+        warnings.warn(
+            f"{test} changed the schema, so its database was recreated: {shown}. To have it so "
+            'without this warning: @pytest.mark.cleaner(strategy="recreate")',
+            SchemaWarning,
+            stacklevel=2,
+        )
