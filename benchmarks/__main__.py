@@ -4,6 +4,8 @@ python -m benchmarks                     100 and 1000 tables, captured rows: emb
 python -m benchmarks --tables 100        one size only
 python -m benchmarks --bin-directory D   another server's binaries
 python -m benchmarks --json FILE         the figures for a machine
+python -m benchmarks suite               whole suites of tests, by the way they are cleaned
+python -m benchmarks first-test          the time until the first test of a parallel run
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from cleaner import Cleaner
 from cleaner.provision.embedded import EmbeddedPostgres
 
-from . import captured
+from . import captured, first_test, suite
 from .measure import Figure, take_turns
 from .schema import DIRTY, ROWS, Bench
 
@@ -91,6 +93,9 @@ def bounds(size: int, figures: dict[str, Figure]) -> list[tuple[str, float, str,
 
 def main() -> int:
     """Run as the module's docstring says; 1 where a bound is missed."""
+    others = {"suite": suite.main, "first-test": first_test.main}
+    if sys.argv[1:] and sys.argv[1] in others:
+        return others[sys.argv[1]](sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.split("\n")[0]
     )
