@@ -19,9 +19,11 @@ import pytest
 from support.database import Database
 from support.throwaway import Throwaway
 
+from cleaner import Cleaner
 from cleaner.dialects.postgresql.clone import template_name
 from cleaner.errors import BlockedError, CleanerError, ProvisionError, StrategyRefusedError
 from cleaner.provision.embedded import EmbeddedPostgres
+from cleaner.provision.leases import Pool
 
 KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "10"))  # on each server
 SCHEMA = """CREATE TABLE thing (id serial PRIMARY KEY, name text UNIQUE);
@@ -409,6 +411,18 @@ def test_one_call_at_a_time_works_on_a_database_and_names_who_else_does(
         with others._alone(), pytest.raises(BlockedError, match=r"waited 0.2 s .* pid "):
             clones.recreate()
         clones.recreate()
+
+
+def test_a_session_and_a_pool_work_on_a_database_one_at_a_time(subject: Throwaway) -> None:
+    Pool(subject.url(), 5.0).rows()  # there is a pool on the server from now on
+    with (
+        Cleaner(subject.url(), strategy="recreate", lock_timeout=0.5) as cleaner,
+        subject.clones(dbname="cleaner_control") as of_the_pool,
+    ):
+        cleaner.capture()
+        with of_the_pool._alone(), pytest.raises(BlockedError, match=r"waited 0.5 s .* pid "):
+            cleaner.clean()
+        cleaner.clean()
 
 
 def test_calls_at_the_same_time_all_succeed(subject: Throwaway) -> None:

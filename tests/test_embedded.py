@@ -698,6 +698,67 @@ def test_an_ordinary_user_keeps_in_private(no_cache: Path, nobodys_python: str) 
         EmbeddedPostgres.cache_directory()
 
 
+def month_old(path: Path) -> Path:
+    os.utime(path, (0, time.time() - 31 * 24 * 3600))
+    return path
+
+
+@pytest.fixture
+def another(place: Path) -> Path:
+    """A kept cluster of another version."""
+    copy = place.with_name(place.name.replace("18.", "17."))
+    subprocess.run(["cp", "-a", str(place), str(copy)], check=True)
+    return copy
+
+
+def test_a_cluster_that_was_unused_for_a_month_is_removed_by_the_next_run(
+    place: Path, another: Path
+) -> None:
+    killed = month_old(another.rename(f"{another}-removed-abc_1234"))
+    shutil.copytree(place, another)
+    with EmbeddedPostgres(keep=True):
+        assert another.exists()
+        assert not killed.exists()
+    month_old(another)
+    with EmbeddedPostgres():
+        assert another.exists()
+    with EmbeddedPostgres(keep=True) as server:
+        assert list(place.parent.iterdir()) == [place]
+        assert knows(server)
+
+
+def test_the_cluster_of_this_run_is_not_removed_however_long_it_was_unused(place: Path) -> None:
+    month_old(place)
+    with EmbeddedPostgres(keep=True) as server:
+        assert server.kept
+        assert knows(server)
+    assert time.time() - place.stat().st_mtime < 3600
+
+
+def test_a_cluster_in_use_is_not_removed_however_old(place: Path) -> None:
+    with EmbeddedPostgres(keep=True) as server:
+        month_old(place)
+        with EmbeddedPostgres(keep=True) as other:
+            assert not other.kept
+        assert knows(server)
+        assert place.exists()
+
+
+def test_what_only_looks_like_a_kept_cluster_stays(place: Path, another: Path) -> None:
+    (another / "watchdog.lock").unlink()
+    theirs = place.with_name("18.6-theirs")
+    shutil.copytree(place, theirs)
+    elsewhere = place.parent.with_name("elsewhere")
+    shutil.copytree(place, elsewhere)
+    link = another.with_name(another.name.replace("17.", "16."))
+    link.symlink_to(elsewhere)
+    for path in (another, theirs, elsewhere):
+        month_old(path)
+    with EmbeddedPostgres(keep=True):
+        assert set(place.parent.iterdir()) == {place, another, theirs, link}
+        assert (elsewhere / "data").is_dir()
+
+
 def test_the_cache_is_removed_unless_it_is_in_use(place: Path) -> None:
     with EmbeddedPostgres(keep=True) as server:
         with pytest.raises(ProvisionError, match="can't be removed now") as caught:

@@ -27,12 +27,11 @@ import importlib.util
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,11 +40,11 @@ from psycopg import sql
 from sqlalchemy import URL
 
 from cleaner.errors import ProvisionError
-from cleaner.provision import _watchdog
+from cleaner.provision import _watchdog, kept_clusters
+from cleaner.provision.kept_clusters import server_user
 
 if sys.platform != "win32":
     import fcntl
-    import pwd
 
 __all__ = ["EmbeddedPostgres", "find_binaries"]
 
@@ -73,7 +72,8 @@ class EmbeddedPostgres:
     this process joins its run. ``bin_directory`` names other binaries, ``options`` adds server
     settings or overrides them. ``keep`` leaves the cluster, with its databases, to the next run
     that keeps, of this user on the same binaries; a run that finds it in use by another has one of
-    its own, as without. All three count in whichever process starts the server.
+    its own, as without. One that no run has used for 30 days is removed by the next that keeps.
+    All three count in whichever process starts the server.
     """
 
     def __init__(
@@ -122,29 +122,13 @@ class EmbeddedPostgres:
         user can't get there. Raises ProvisionError if others than this user could, and write.
         """
         _refuse_windows()
-        return _cache_directory()
+        return kept_clusters.directory()
 
     @staticmethod
     def remove_cache() -> None:
         """Remove all that is kept, or raise ProvisionError and leave it while any is in use."""
-        directory = EmbeddedPostgres.cache_directory()
-        places = [path for path in directory.glob("*") if path.is_dir()]
-        with ExitStack() as stack:
-            for place in places:
-                locks = _watchdog.take(place, _server_user())
-                if locks is None:
-                    raise ProvisionError(
-                        f"The kept clusters in {directory} can't be removed now.",
-                        f"a run uses {place.name}",
-                        "try again when it has ended",
-                    )
-                for lock in locks:
-                    stack.callback(os.close, lock)
-            for place in places:  # renamed first: a run that begins now makes another
-                unused = place.rename(tempfile.mkdtemp(prefix="removed-", dir=directory))
-                shutil.rmtree(unused, ignore_errors=True)
-        with suppress(OSError):
-            directory.rmdir()
+        _refuse_windows()
+        kept_clusters.remove_all()
 
     def start(self) -> EmbeddedPostgres:
         """Return self once the server accepts connections.
@@ -158,6 +142,8 @@ class EmbeddedPostgres:
             except Exception:
                 self.stop()
                 raise
+            if self._keep:  # now, when the one of this run is known to be in use
+                kept_clusters.remove_unused()
         return self
 
     def url(self, database: str = "postgres", *, tcp: bool = False) -> URL:
@@ -196,8 +182,8 @@ class EmbeddedPostgres:
         os.close(lock)
         with suppress(OSError, ProvisionError):  # a link is left only by a watchdog that was killed
             place = (self.directory / "data").readlink().parent
-            if place.parent == _cache_directory():
-                for each in _watchdog.take(place, _server_user()) or ():
+            if place.parent == kept_clusters.directory():
+                for each in _watchdog.take(place, server_user()) or ():
                     os.close(each)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -238,13 +224,13 @@ class EmbeddedPostgres:
             "directory": str(self.directory),
             "binaries": str(find_binaries(self._bin_directory)),
             "settings": _SETTINGS | self._options,
-            "user": _server_user(),
+            "user": server_user(),
             "cache": None,
         }
         with self._open("log", "a") as log:
             if self._keep:
                 try:
-                    job["cache"] = str(_make_cache_directory())
+                    job["cache"] = str(kept_clusters.make_directory())
                 except (ProvisionError, OSError) as error:
                     log.write(f"cleaner: the cluster is not kept: {error}\n")
                     log.flush()
@@ -278,60 +264,9 @@ def _refuse_windows() -> None:
         )
 
 
-def _cache_directory() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():
-        home = Path("~").expanduser() / ".cache"
-    temporary = Path(tempfile.gettempdir()) / f"cleaner-cache-{os.geteuid()}"
-    candidates = [home / "cleaner", temporary]
-    for directory in candidates:
-        with suppress(OSError):
-            if _is_private(directory):
-                return directory
-    raise ProvisionError(
-        "There is no safe place to keep a cluster in",
-        f"{' and '.join(map(str, candidates))} are closed to the server's user, belong to others "
-        "or are open to them, or are links",
-        "set XDG_CACHE_HOME to a directory of this user's, or remove what is in the way",
-    )
-
-
-def _is_private(directory: Path) -> bool:
-    """Tell whether ``directory`` is this user's, or may become it, and nobody else's to change.
-
-    In a place that all may write to, somebody else may have been there first.
-    """
-    user = _server_user()
-    parent = directory.parent.resolve()
-    parents = [path for path in (parent, *parent.parents) if path.exists()]
-    for path in parents:
-        found = path.stat()
-        if found.st_uid not in (0, os.geteuid()) or (user and not found.st_mode & stat.S_IXOTH):
-            return False
-        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-            return False
-    try:
-        found = directory.lstat()
-    except FileNotFoundError:
-        return os.access(parents[0], os.W_OK)
-    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not writable
-
-
-def _make_cache_directory() -> Path:
-    directory, mode = _cache_directory(), 0o711 if _server_user() else 0o700
-    directory.parent.mkdir(mode, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        directory.mkdir(mode)
-    if directory != _cache_directory():
-        raise ProvisionError(f"{directory} was just made by somebody else")
-    directory.chmod(mode)
-    return directory
-
-
 def _new_directory() -> Path:
     """Make a directory that the server's user reaches, with a path short enough for a socket."""
-    user = _server_user()
+    user = server_user()
     for parent in map(Path, (tempfile.gettempdir(), "/tmp", "/var/tmp")):
         short = len(os.fsencode(parent / "cleaner-12345678/.s.PGSQL.65535")) <= 103  # macOS's limit
         if short and os.access(parent, os.W_OK) and (not user or _watchdog.open_to_all(parent)):
@@ -345,16 +280,6 @@ def _new_directory() -> Path:
         "long for a socket",
         "set TMPDIR to a directory with a short path that everybody may enter",
     )
-
-
-def _server_user() -> tuple[int, int] | None:
-    """Return the user and group that run the server in place of root, None for those of now."""
-    if os.geteuid() == 0:
-        for name in ("nobody", "postgres"):
-            with suppress(KeyError):
-                entry = pwd.getpwnam(name)
-                return entry.pw_uid, entry.pw_gid
-    return None
 
 
 def find_binaries(named: Path | None = None) -> Path:

@@ -66,9 +66,11 @@ class Throwaway:
         self.run(f'ALTER DATABASE "{self.name}" OWNER TO {role}')
 
     @contextmanager
-    def clones(self, user: str = "postgres", wait: float = 5.0) -> Iterator[Clones]:
-        """The machinery, on a connection of that role's."""
-        with self.connect(user, "postgres") as connection:
+    def clones(
+        self, user: str = "postgres", wait: float = 5.0, dbname: str = "postgres"
+    ) -> Iterator[Clones]:
+        """The machinery, on a connection of that role's to that other database."""
+        with self.connect(user, dbname) as connection:
 
             def execute(statement: str) -> list[tuple[Any, ...]]:
                 cursor = connection.execute(statement.encode())

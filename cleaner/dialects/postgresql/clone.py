@@ -28,7 +28,7 @@ from cleaner.dialects.postgresql.clone_attributes import (
     literals,
     template_name,
 )
-from cleaner.dialects.postgresql.failures import sqlstate
+from cleaner.dialects.postgresql.failures import said, sqlstate
 from cleaner.dialects.postgresql.sql import literal, quote
 from cleaner.errors import Blocker, CleanerError, ProvisionError, StrategyRefusedError
 
@@ -290,17 +290,16 @@ UNION ALL SELECT 'subscription ' || s.subname FROM pg_catalog.pg_subscription s
         )
 
     def _translate(self, error: Exception) -> CleanerError:
-        code, details = sqlstate(error), error.args[0] if error.args else ""
-        said = str(details.get("M") if isinstance(details, dict) else error).partition("\n")[0]
+        code, message = sqlstate(error), said(error).partition("\n")[0]
         if code == "42501":
-            return self._refused(f"{said}: do it as superuser, or undo what only a superuser may")
+            return self._refused(f"{message}: do it as superuser, or undo what only a superuser may")
         if code == "55006":
             return occupants.in_use(self._run, self.database)
         if code == "55P03":
             names = (self.database, self.template)
             return occupants.locked(self._run, self._key, names, self._wait)
         return ProvisionError(
-            f"{self.database} could not be recreated: {said} [{code}]",
+            f"{self.database} could not be recreated: {message} [{code}]",
             "the server is short of space or memory, or something was changed meanwhile",
             'correct what the server says, or strategy = "auto"',
         )

@@ -11,12 +11,17 @@ from sqlalchemy import URL
 from cleaner.dialects.postgresql.activity import Execute
 from cleaner.dialects.postgresql.clone import Clones, template_name
 from cleaner.dialects.postgresql.connection import PostgresConnection
+from cleaner.dialects.postgresql.control import CONTROL
+from cleaner.dialects.postgresql.server import MAINTENANCE
 from cleaner.dialects.postgresql.sql import quote
 from cleaner.errors import StrategyRefusedError
 from cleaner.spi import Target
 
 # Tells servers apart: a URL and an engine's own way of connecting need not lead to the same one.
 _WHICH = "SELECT pg_catalog.pg_postmaster_start_time()::text"
+# Advisory locks are per database: a pool takes those of its clones in its own.
+_POOLED = f"""EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = '{CONTROL}'
+   AND datallowconn AND pg_catalog.has_database_privilege(oid, 'CONNECT'))"""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,12 @@ def elsewhere(
     """The clones of ``database``, to which ``execute`` is connected, by way of another one of the
     same server. Raises StrategyRefusedError where ``url`` leads to another server.
     """
-    other = url.set(database="postgres" if database != "postgres" else "template1")
+    here, pooled = execute(f"{_WHICH}, {_POOLED}")[0]
+    others = [CONTROL] * pooled + [MAINTENANCE, "template1"]
+    other = url.set(database=next(name for name in others if name != database))
     connection = PostgresConnection(other, lambda name: None, lock_timeout)
     try:
-        if connection.execute(_WHICH) != execute(_WHICH):
+        if connection.execute(_WHICH)[0][0] != here:
             raise StrategyRefusedError(
                 f"{database} can't be recreated: {other.render_as_string()} leads to another "
                 "server.",
