@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cleaner import errors
+    from cleaner.aio import AsyncCleaner
     from cleaner.api import Cleaner
     from cleaner.difference import Diff
     from cleaner.settings import Settings
     from cleaner.spi import Plan, Report
 
-__all__ = ["Cleaner", "Diff", "Plan", "Report", "Settings", "errors"]
+__all__ = ["AsyncCleaner", "Cleaner", "Diff", "Plan", "Report", "Settings", "errors"]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncCleaner": "aio",
     "Cleaner": "api",
     "Diff": "difference",
     "Plan": "spi",

@@ -133,6 +133,17 @@ class BlockedError(CleanerError):
             blockers,
         )
 
+    @classmethod
+    def for_turn(cls, database: str, seconds: float, holders: tuple[Blocker, ...]) -> BlockedError:
+        """The error of a test process that has waited so long for its turn at a shared one."""
+        return cls(
+            f"Waited {seconds:g} s for a turn at {database}, held by "
+            f"{'; '.join(map(str, holders)) or 'a session that has gone since'}.",
+            "a test of another process, or of a run that was forgotten, does not end",
+            "end it; where each worker has a database of its own none waits",
+            holders,
+        )
+
 
 class RetriesExhaustedError(CleanerError):
     """Every one of the ``retries`` attempts met a deadlock or a serialization failure."""
@@ -226,6 +237,15 @@ class SchemaChangedError(CleanerError):
 
 class ProvisionError(CleanerError):
     """A server or a database could not be provided."""
+
+    @classmethod
+    def lost_turn(cls) -> ProvisionError:
+        """The error where others may have used the database during a test."""
+        return cls(
+            "The connection that kept others from this database was lost.",
+            "the server was restarted, or somebody has ended its sessions",
+            "run the tests again; if it happens again, look at the server's log",
+        )
 
 
 class PoolRefusedError(ProvisionError):

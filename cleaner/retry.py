@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from cleaner import waits
 from cleaner.settings import Settings
 
 Result = TypeVar("Result")
@@ -56,6 +57,7 @@ class Policy:
             retry=retry_if_exception_type(Transient),
             stop=stop_after_attempt(settings.retries - 1),
             wait=wait_random_exponential(multiplier=0.01, max=0.5),
+            sleep=waits.pause,
             reraise=True,
         )
         self._once = settings.retries == 1

@@ -22,6 +22,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import URL, Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cleaner.errors import SettingsError
 from cleaner.spi import Strategy
@@ -32,7 +33,7 @@ else:
     import tomli as tomllib
 
 _PREFIX = "CLEANER_"
-_LISTS = {"only", "exclude", "schemas", "allow_databases", "fingerprint", "export"}
+_LISTS = {"only", "exclude", "schemas", "allow_databases", "fingerprint", "export", "tests"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Settings:
     (``*``, ``?``, ``[...]``), table names with or without their schema; ``allow_databases`` None
     means: databases with the word ``test`` in their name. ``fingerprint`` is what else shapes the
     database, files, directories or patterns relative to pyproject.toml; ``export`` is the names of
-    the environment variables that are to hold a worker's URL.
+    the environment variables that are to hold a worker's URL. ``tests`` are the tests that use a
+    further database instead of the main one: directories, files or patterns relative to
+    pyproject.toml. ``isolation`` "server" is an embedded server for each worker.
     """
 
     url: URL | Engine | None = None
@@ -62,6 +65,8 @@ class Settings:
     autouse: bool = False
     fingerprint: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    isolation: Literal["database", "server"] = "database"
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -98,7 +103,8 @@ class Settings:
 
     def database(self, name: str) -> Settings:
         """The settings of a further database: ``[tool.cleaner.databases.NAME]`` over these,
-        of which it does not inherit ``url`` and ``metadata``.
+        of which it does not inherit what is of one database only: ``url``, ``metadata``,
+        ``export`` and ``tests``.
         """
         if name not in self.databases:
             near = get_close_matches(name, self.databases, 1)
@@ -111,9 +117,11 @@ class Settings:
         origins = {
             key: origin
             for key, origin in self.origins.items()
-            if key not in ("url", "metadata", "databases")
+            if key not in ("url", "metadata", "databases", "export", "tests")
         }
-        base = replace(self, url=None, metadata=None, databases={}, origins=origins)
+        base = replace(
+            self, url=None, metadata=None, databases={}, export=(), tests=(), origins=origins
+        )
         return base.merged(self.databases[name], f"databases.{name}")
 
     def _from_environment(self) -> Settings:
@@ -200,12 +208,8 @@ def masked(url: object) -> str:
 def _url(key: str, value: object, origin: str) -> URL | Engine | None:
     if value is None or isinstance(value, (URL, Engine)):
         return value
-    if hasattr(value, "sync_engine"):
-        raise SettingsError(
-            f"url is an AsyncEngine ({origin}), which a Cleaner can't wait for.",
-            "the application's own engine was passed",
-            'Cleaner("postgresql+psycopg://...") with a driver that works without asyncio',
-        )
+    if isinstance(value, AsyncEngine):
+        return value.sync_engine
     if isinstance(value, str) and value:
         # SQLAlchemy has dropped the scheme that many platforms still hand out.
         text = "postgresql://" + value[11:] if value.startswith("postgres://") else value
@@ -294,6 +298,12 @@ def _on_blocked(key: str, value: object, origin: str) -> str:
     raise _wrong(key, value, origin, '"raise" or "terminate"', '"raise"')
 
 
+def _isolation(key: str, value: object, origin: str) -> str:
+    if value in ("database", "server"):
+        return str(value)
+    raise _wrong(key, value, origin, '"database" or "server"', '"database"')
+
+
 _READERS: dict[str, Callable[[str, object, str], object]] = {
     "url": _url,
     "metadata": _anything,
@@ -311,5 +321,7 @@ _READERS: dict[str, Callable[[str, object, str], object]] = {
     "autouse": _flag,
     "fingerprint": _patterns,
     "export": _patterns,
+    "tests": _patterns,
+    "isolation": _isolation,
 }
 assert set(_READERS) | {"origins"} == {each.name for each in fields(Settings)}

@@ -21,8 +21,8 @@ from support.database import Database
 from support.pools import Own, Workers, connect, server_of, until
 
 from cleaner import Cleaner
-from cleaner.dialects.postgresql.clone import Clones
-from cleaner.dialects.postgresql.turns import Turns
+from cleaner.dialects.postgresql.clone import Clones, template_name
+from cleaner.dialects.postgresql.turns import PostgresTurns
 from cleaner.errors import BlockedError, Blocker, PoolRefusedError, ProvisionError
 from cleaner.provision.embedded import EmbeddedPostgres
 from cleaner.provision.leases import Lease, Pool
@@ -121,6 +121,31 @@ def test_the_database_of_the_dead_is_dropped_with_its_sessions_and_its_name_is_n
             straggler.execute("INSERT INTO item (name) VALUES ('of the dead')")
         assert own.databases() == {lease.database, template}
         assert own.inside(lease.database, "SELECT count(*) FROM item") == [(0,)]
+    lease.release()
+
+
+@on_embedded
+def test_what_the_dead_were_making_of_their_database_is_ended_and_dropped(
+    own: Own, workers: Workers
+) -> None:
+    dead = workers.start(hold=True)
+    database = workers.told(dead, "holding")
+    template = own.pool().template("one", build)
+    own.run(f'CREATE DATABASE "{template_name(database)}"')
+    own.run(f"COMMENT ON DATABASE \"{template_name(database)}\" IS 'made by cleaner: template'")
+    with connect(own.url.set(database="postgres")) as session:
+
+        def execute(sql: str) -> list[tuple[Any, ...]]:
+            return session.execute(sql.encode()).fetchall()
+
+        with Clones(execute, psycopg.Error, database)._alone(check=False):
+            workers.kill(dead)  # the statement of its session runs on
+            own.quiet()
+            lease = own.pool().lease("gw0")
+            prepare(lease, template)
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT 1")
+    assert own.databases() == {lease.database, template}
     lease.release()
 
 
@@ -676,8 +701,8 @@ def test_workers_killed_at_any_point_leave_no_half_template_and_nothing_behind(
 def test_turns_are_taken_one_after_the_other_and_who_never_ends_is_named(
     database: Database,
 ) -> None:
-    first = Turns(database.url, 5.0)
-    second = Turns(database.url, 5.0, patience=0.1)
+    first = PostgresTurns(database.url, 5.0)
+    second = PostgresTurns(database.url, 5.0, patience=0.1)
     with closing(first), closing(second):
         for turns in (first, second):
             with turns.turn():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -139,6 +140,30 @@ def test_what_a_machine_held_that_vanished_is_reclaimed_and_its_sessions_keep_no
         assert own.run(waits) == []
         assert own.inside(lease.database, "SELECT count(*) FROM item") == [(0,)]
         other.call(lease.release)
+
+
+def test_a_machine_that_vanishes_before_it_has_its_answer_is_noticed_all_the_same(
+    own: Own, url: URL, network: Network
+) -> None:
+    lost, other = network.machine(), network.machine()
+    lease = lost.call(lambda: take(url))
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    control = own.url.set(database="cleaner_control")
+    with ThreadPoolExecutor(1) as background, closing(connect(control)) as connection:
+        connection.execute("SELECT pg_advisory_lock(42)")
+        ask = "SELECT pg_advisory_lock_shared(42), pg_advisory_unlock_shared(42)"
+        asked = background.submit(lost.call, lambda: lease._control.execute(ask))
+        until(lambda: own.run(waiting), "the question has arrived")
+        network.pull_out(lost)
+        connection.execute("SELECT pg_advisory_unlock(42)")
+        until(lambda: not holders(own), "its lease is reclaimed")
+        new = other.call(lambda: take(url))
+        assert new.database != lease.database
+        network.plug_in(lost)
+        asked.result()  # on another connection
+    with pytest.raises(ProvisionError, match="given to another worker"):
+        lost.call(lease.release)
+    other.call(new.release)
 
 
 @pytest.mark.parametrize("provisioned", [False, True])

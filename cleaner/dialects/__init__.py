@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from sqlalchemy import URL, Engine
 
-from cleaner.dialects.base import Done, Guard, Health, Session
+from cleaner.dialects.base import Done, Guard, Health, OwnDatabase, Session, Turns
 from cleaner.errors import SettingsError
 
-__all__ = ["Done", "Health", "Session", "connect"]
+__all__ = [
+    "Done",
+    "Health",
+    "OwnDatabase",
+    "Session",
+    "Turns",
+    "connect",
+    "has_pool",
+    "own_database",
+    "turns",
+]
 
 
 def connect(source: URL | Engine, guard: Guard, lock_timeout: float) -> Session:
@@ -20,8 +30,51 @@ def connect(source: URL | Engine, guard: Guard, lock_timeout: float) -> Session:
         from cleaner.dialects.postgresql.session import PostgresSession
 
         return PostgresSession(source, guard, lock_timeout)
+    if url.get_backend_name() in ("mysql", "mariadb"):
+        from cleaner.dialects.mysql.session import MySQLSession
+
+        return MySQLSession(source, guard, lock_timeout)
+    if url.get_backend_name() == "sqlite":
+        from cleaner.dialects.sqlite.session import SqliteSession
+
+        return SqliteSession(source, guard, lock_timeout)
     raise SettingsError(
         f"There is no cleaner for {url.get_backend_name()!r} databases.",
         "this version knows PostgreSQL",
         'url = "postgresql+psycopg://localhost/app_test"',
     )
+
+
+def has_pool(url: URL) -> bool:
+    """Whether there can be a pool of databases on the server of ``url``: see
+    :mod:`cleaner.provision.leases`.
+    """
+    return url.get_backend_name() == "postgresql"
+
+
+def own_database(url: URL, worker: str, lock_timeout: float) -> OwnDatabase | None:
+    """A database of the process's own beside that of ``url``; None where the dialect has no way to
+    make one. ``worker`` is how it is shown to others. Raises ProvisionError.
+    """
+    if url.get_backend_name() == "sqlite":
+        from cleaner.dialects.sqlite.own import own_sqlite
+
+        return own_sqlite(url, worker)
+    if url.get_backend_name() in ("mysql", "mariadb"):
+        from cleaner.dialects.mysql.own import OwnSchema
+
+        return OwnSchema(url, worker, lock_timeout)
+    return None
+
+
+def turns(url: URL, lock_timeout: float) -> Turns | None:
+    """Turns at the database of ``url`` itself; None where the dialect has no way to take them."""
+    if has_pool(url):
+        from cleaner.dialects.postgresql.turns import PostgresTurns
+
+        return PostgresTurns(url, lock_timeout)
+    if url.get_backend_name() in ("mysql", "mariadb"):
+        from cleaner.dialects.mysql.own import SchemaTurns
+
+        return SchemaTurns(url, lock_timeout)
+    return None

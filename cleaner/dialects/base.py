@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine
 
 from cleaner.difference import Diff
 from cleaner.errors import Blocker
@@ -113,3 +114,47 @@ class Session(Protocol):
 
 
 Guard = Callable[[str], None]
+
+
+class Turns(Protocol):
+    """Turns at a database that the tests of several processes share."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Wait for the turn, for as long as others take theirs, and have it.
+
+        Raises BlockedError where one of them does not end in half an hour.
+        """
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class OwnDatabase(Protocol):
+    """A database of one process's own, beside one that was configured, made by its dialect.
+
+    ``base`` is what the guard calls the configured one, ``name`` what it calls this one, and
+    ``server`` the kind and version of what it is made by. Nobody who lives has the same.
+    """
+
+    @property
+    def base(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def server(self) -> str: ...
+
+    @property
+    def source(self) -> URL | Engine: ...
+
+    def prepare(
+        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine], None]
+    ) -> None:
+        """Have it there as ``build`` makes it of an empty one; where that was done before for the
+        same ``fingerprint`` it may be used again, with rows that somebody has left. Raises what
+        ``build`` does, and then it is not there.
+        """
+
+    def close(self) -> None:
+        """Let the next one have it."""

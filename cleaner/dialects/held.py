@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
+import traceback
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
+from cleaner import waits
 from cleaner.dialects.base import Guard
-from cleaner.errors import CleanerError, ProvisionError, SettingsError
+from cleaner.dialects.drivers import Drivers
+from cleaner.dialects.homes import home_of
+from cleaner.errors import CleanerError, ProvisionError
 from cleaner.settings import masked
-
-_CONNECT_TIMEOUT = 10  # seconds; the default of most drivers is to wait for ever
 
 _held: weakref.WeakSet[HeldConnection] = weakref.WeakSet()
 
 
-class HeldConnection(ABC):
+class HeldConnection(Drivers, ABC):
     """In autocommit mode, outside of every pool, opened when first needed.
 
     ``guard`` is called with the database's name before anything else is done on a new one. A
-    dialect says which ``drivers`` it knows, each with the argument that bounds connecting in
-    seconds, in the order in which one is chosen for a URL that names none; the ``extra`` that
-    brings the first of them; and an ``example`` of a URL.
+    connection that is made for an AsyncCleaner belongs to the event loop that it was opened in.
     """
-
-    drivers: ClassVar[dict[str, str]] = {}
-    extra: ClassVar[str] = ""
-    example: ClassVar[str] = ""
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
         self.mutex = threading.RLock()
-        self.engine = self._own_engine(source)
+        self.engine = self._own_engine(source, awaited=waits.is_awaited())
+        self._home = home_of(self.engine.dialect, awaited=waits.is_awaited())
         self._guard = guard
         self.lock_timeout = lock_timeout
         self._connection: Connection | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._reconnecting = False  # a server that was there may be restarting: wait for it
+        self._newest: list[Any] = []  # what the driver has opened and SQLAlchemy not yet returned
+        for moment in ("first_connect", "connect"):
+            event.listen(self.engine.pool, moment, _noting(self._newest), insert=True)
         _held.add(self)
 
     # -- what a dialect adds ----------------------------------------------------------------
@@ -54,31 +55,46 @@ class HeldConnection(ABC):
     def _greet(self, cursor: Any) -> str:
         """Set up a new session by the driver's ``cursor``; returns the database's name."""
 
-    def _vanished(self) -> None:  # noqa: B027 -- not every dialect knows anything
+    def _vanished(self) -> None:
         """The connection is gone, and whatever was known of its session with it."""
 
     # -- connecting -------------------------------------------------------------------------
 
     def _connect(self) -> Connection:
         if self._connection is not None:
-            return self._connection
+            if self._home.is_here():
+                return self._connection
+            self._drop()  # its event loop is another, which may be closed
         deadline = time.monotonic() + (self.lock_timeout if self._reconnecting else 0)
         while True:
             try:
-                self._connection = self._open()
+                self._connection = self._home.run(self._open)
                 break
-            except (OperationalError, InterfaceError, self.driver_error) as error:
+            except self._not_connected as error:
                 if time.monotonic() >= deadline:
                     raise self._unreachable(error) from error
-                time.sleep(0.05)
+                waits.pause(0.05)
             except SQLAlchemyError as error:
                 raise self._unreachable(error) from error
         self._reconnecting = False
-        self._finalizer = weakref.finalize(self, _release, self._connection)
+        self._home.settle(self)
+        self._finalizer = weakref.finalize(self, _release, self._connection, self._home.abandon)
         return self._connection
 
     def _open(self) -> Connection:
-        connection = self.engine.connect()
+        self._newest.clear()
+        try:
+            connection = self.engine.connect()
+        except BaseException as error:
+            # SQLAlchemy, when interrupted, forgets what it has not made ready yet, and a driver
+            # may leave what it has begun to the garbage collector.
+            for made in self._newest:
+                self._home.kill(made)
+            if not isinstance(error, Exception):
+                traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            self._newest.clear()
         try:
             connection.detach()  # ours until closed: no place in a pool is taken
             # By the driver's cursor: SQLAlchemy would begin a transaction, and if interrupted
@@ -88,7 +104,7 @@ class HeldConnection(ABC):
             self._guard(self._greet(cursor))
             cursor.close()
         except BaseException:
-            _release(connection)
+            _release(connection, self._home.kill)
             raise
         return connection
 
@@ -99,11 +115,18 @@ class HeldConnection(ABC):
         self._vanished()
 
     def close(self) -> None:
+        """Close the connection. Another is opened when needed."""
+        self.leave()
+        self._home.stop()
+        self.engine.dispose()
+
+    def leave(self) -> None:
+        """Close the connection in the place that it belongs to, which will soon be gone."""
         connection = self._connection
         self._forget()
         if connection is not None:
-            _release(connection)
-        self.engine.dispose()
+            here = self._home.is_here()
+            _release(connection, self._home.close if here else self._home.abandon)
 
     def disown(self) -> None:
         """In a forked child: leave the connection to the parent, and begin anew."""
@@ -114,11 +137,10 @@ class HeldConnection(ABC):
             return
         # Whatever the child says on the socket, if only that it closes it, the server would take
         # for the parent's word. So the child's end of it leads nowhere from now on.
-        driver: Any = connection.connection.dbapi_connection
         nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, getattr(driver, "_usock", driver).fileno())  # _usock is pg8000's
+        os.dup2(nowhere, self._home.fileno(connection.connection.dbapi_connection))
         os.close(nowhere)
-        _release(connection)
+        self._home.disown(connection)
 
     def execute(self, sql: str, in_transaction: bool = False) -> list[tuple[Any, ...]]:
         """Run one statement in a transaction of its own, on a new connection if the held one
@@ -130,16 +152,14 @@ class HeldConnection(ABC):
         """
         while True:
             held = self._connection is not None
+            if in_transaction and not held:
+                return []  # a ROLLBACK: the transaction went with its connection
             connection = self._connect().connection
             self.round_trips += 1
             try:
-                cursor = connection.cursor()
-                cursor.execute(sql)
-                rows = list(cursor.fetchall()) if cursor.description else []
-                cursor.close()
-                return rows
-            except self.driver_error as error:
-                if not self.engine.dialect.is_disconnect(error, connection, None):
+                return self._home.run(partial(self._ask, connection, sql))
+            except (*self._driver_errors, OSError) as error:
+                if not isinstance(error, OSError) and not self._is_disconnect(error, connection):
                     raise
                 self._drop()
                 if not held or in_transaction:
@@ -148,6 +168,16 @@ class HeldConnection(ABC):
                 # Ctrl-C, a timeout: the statement may still be running over there.
                 self._drop()
                 raise
+
+    def _ask(self, connection: Any, sql: str) -> list[tuple[Any, ...]]:
+        cursor = connection.cursor()
+        cursor.execute(sql)
+        rows = list(cursor.fetchall()) if cursor.description else []
+        cursor.close()
+        return rows
+
+    def _is_disconnect(self, error: Any, connection: Any) -> bool:
+        return bool(self.engine.dialect.is_disconnect(error, connection, None))
 
     def _unreachable(self, error: Exception) -> CleanerError:
         """The error for a database that can't be connected to."""
@@ -160,17 +190,27 @@ class HeldConnection(ABC):
 
     @property
     def driver_error(self) -> Any:
-        """The root of the driver's errors."""
+        """The root of the driver's errors, or several."""
         error: Any = self.engine.dialect.loaded_dbapi.Error
         return error
 
+    @property
+    def _not_connected(self) -> tuple[Any, ...]:
+        """What is raised where there is no server, or not yet."""
+        return OperationalError, InterfaceError, *self._driver_errors, OSError, asyncio.TimeoutError
+
+    @property
+    def _driver_errors(self) -> tuple[Any, ...]:
+        errors = self.driver_error
+        return errors if isinstance(errors, tuple) else (errors,)
+
     def _drop(self) -> None:
-        """Let go of a connection that has died."""
-        connection = self._connection
+        """Let go of a connection that has died, or whose statement was cut short."""
+        connection, here = self._connection, self._home.is_here()
         self._forget()
         self._reconnecting = True
         if connection is not None:
-            _release(connection)
+            _release(connection, self._home.kill if here else self._home.abandon)
 
     def connect(self) -> URL:
         self._connect()
@@ -181,61 +221,23 @@ class HeldConnection(ABC):
         driver: Any = self.engine.dialect.loaded_dbapi
         return f"{driver.__name__} {str(driver.__version__).split()[0]}"
 
-    # -- the engine -------------------------------------------------------------------------
 
-    def _own_engine(self, source: URL | Engine) -> Engine:
-        """An engine of our own, so that neither pool waits for the other.
-
-        An Engine's way of connecting (creator, arguments, events) is kept by re-creating its pool.
-        """
-        if isinstance(source, Engine):
-            if source.dialect.is_async:
-                raise self._asynchronous(f"The engine's driver {source.dialect.driver}")
-            return create_engine(
-                source.url, pool=source.pool.recreate(), isolation_level="AUTOCOMMIT"
-            ).execution_options(no_parameters=True)
-        url = self._with_driver(source)
-        driver = url.get_driver_name()
-        arguments: dict[str, object] = {}
-        if driver in self.drivers and self.drivers[driver] not in url.query:
-            arguments[self.drivers[driver]] = _CONNECT_TIMEOUT
-        try:
-            engine = create_engine(
-                url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments
-            )
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                f"The driver {driver!r} of {url.render_as_string()} is not installed.",
-                "cleaner does not bring drivers but by its extras",
-                f"pip install 'database-cleaner[{self.extra}]'",
-            ) from error
-        if engine.dialect.is_async:
-            raise self._asynchronous(f"The driver {driver!r}")
-        return engine.execution_options(no_parameters=True)
-
-    def _with_driver(self, url: URL) -> URL:
-        """The URL with a driver that is installed, if it names none."""
-        if "+" not in url.drivername:
-            for driver in self.drivers:
-                if find_spec(driver):
-                    return url.set(drivername=f"{url.drivername}+{driver}")
-        return url
-
-    def _asynchronous(self, what: str) -> SettingsError:
-        return SettingsError(
-            f"{what} works with asyncio only, which a Cleaner can't wait for.",
-            "the application's own engine or URL was given",
-            f'Cleaner("{self.example}")',
-        )
-
-
-def _release(connection: Connection) -> None:
+def _release(connection: Connection, close: Callable[[Any], None]) -> None:
     """Close it, whatever state it is in: the server may be gone, or still at work for it."""
-    with suppress(Exception):  # SQLAlchemy would roll back first, and a detached one it forgets
-        connection.connection.dbapi_connection.close()  # type: ignore[union-attr]
-    with suppress(SQLAlchemyError):
-        connection.invalidate()
-        connection.close()
+    try:
+        with suppress(Exception):  # SQLAlchemy would roll back first; a detached one it forgets
+            close(connection.connection.dbapi_connection)
+    finally:
+        with suppress(SQLAlchemyError):
+            connection.invalidate()
+            connection.close()
+
+
+def _noting(newest: list[Any]) -> Callable[[Any, Any], None]:
+    def note(connection: Any, record: Any) -> None:
+        newest.append(connection)
+
+    return note
 
 
 def _after_fork() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from sqlalchemy import URL, Engine
+from sqlalchemy.util import await_only
 
 from cleaner.dialects.base import Guard
+from cleaner.dialects.drivers import Twin
 from cleaner.dialects.held import HeldConnection
+from cleaner.dialects.postgresql.failures import sqlstate
 from cleaner.dialects.postgresql.program import State
 
 # Of this session only. Whatever the role's defaults are: each statement sees what was committed
@@ -15,6 +18,7 @@ from cleaner.dialects.postgresql.program import State
 # hiding rows. Compiling an expression over a thousand tables would cost more than running it.
 _SESSION = {
     "application_name": "cleaner",
+    "client_connection_check_interval": "100",  # a statement does not outlive its client
     "client_min_messages": "warning",
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
@@ -26,6 +30,12 @@ _SESSION = {
     "max_parallel_workers_per_gather": "0",
     "row_security": "off",
     "statement_timeout": "0",
+    # A machine that has vanished from the network is noticed after 11 seconds, also if an answer
+    # is still on its way there, in which case nothing is probed.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "11000",
     "transaction_timeout": "0",
 }
 _SETUP = (
@@ -33,7 +43,25 @@ _SETUP = (
     " FROM (VALUES "
     + ", ".join(f"('{name}', '{value}')" for name, value in _SESSION.items())
     + ") v(name, value) JOIN pg_catalog.pg_settings s ON s.name = v.name"
+    # Other systems may not be able to, and refuse it.
+    " WHERE v.name <> 'client_connection_check_interval' OR pg_catalog.version() ~ 'linux'"
 )
+_SENT_AWAY = {
+    "57P01",  # admin_shutdown
+    "57P02",  # crash_shutdown
+    "57P05",  # idle_session_timeout
+}
+# Arguments of asyncpg, and of SQLAlchemy's dialect for it, in the words of libpq.
+_ASYNCPG = {
+    "host": "host",
+    "port": "port",
+    "passfile": "passfile",
+    "service": "service",
+    "ssl": "sslmode",
+    "prepared_statement_cache_size": "",
+    "statement_cache_size": "",
+    "prepared_statement_name_func": "",
+}
 
 
 class PostgresConnection(HeldConnection):
@@ -44,8 +72,18 @@ class PostgresConnection(HeldConnection):
         "psycopg2": "connect_timeout",
         "pg8000": "timeout",
     }
+    async_drivers: ClassVar[dict[str, str]] = {
+        "asyncpg": "timeout",
+        "psycopg": "connect_timeout",
+        "psycopg_async": "connect_timeout",
+    }
+    twins: ClassVar[dict[str, Twin]] = {
+        "asyncpg": Twin(("psycopg", "psycopg2"), _ASYNCPG),
+        "psycopg_async": Twin(("psycopg",), None),
+    }
     extra = "postgresql"
     example = "postgresql+psycopg://user:password@host/app_test"
+    async_example = "postgresql+asyncpg://user:password@host/app_test"
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         # Per program on this connection: the state that its next call is given.
@@ -56,6 +94,33 @@ class PostgresConnection(HeldConnection):
         cursor.execute(_SETUP)
         name: str = cursor.fetchall()[0][0]
         return name
+
+    def _ask(self, connection: Any, sql: str) -> list[tuple[Any, ...]]:
+        try:
+            return super()._ask(connection, sql)
+        except self.driver_error as error:
+            if not (self._prepares and sqlstate(error) == "42601"):
+                raise
+        # More than one statement can't be prepared. Of those nobody wants the rows.
+        await_only(connection.driver_connection.execute(sql))
+        return []
+
+    @property
+    def _prepares(self) -> bool:
+        """Whether the driver prepares whatever it runs."""
+        return self.engine.dialect.driver == "asyncpg"
+
+    @property
+    def driver_error(self) -> Any:
+        if not self._prepares:
+            return super().driver_error
+        # SQLAlchemy translates what cursors raise, and nothing else.
+        driver: Any = self.engine.dialect.loaded_dbapi
+        return driver.Error, driver.asyncpg.PostgresError, driver.asyncpg.InterfaceError
+
+    def _is_disconnect(self, error: Any, connection: Any) -> bool:
+        # What the server says to all whom it sends away: some drivers hear it before the end.
+        return sqlstate(error) in _SENT_AWAY or super()._is_disconnect(error, connection)
 
     def _vanished(self) -> None:
         self.states.clear()

@@ -34,8 +34,6 @@ from cleaner.errors import CleanerError, PoolRefusedError, ProvisionError
 CONTROL = "cleaner_control"
 PROVIDER = "cleaner pool provision"  # the worker of a database that is being provided
 _LEASES = int.from_bytes(b"leas", "big")  # the first half of an advisory lock's key
-# A holder that has vanished with its machine is noticed after this many seconds.
-_KEEPALIVE = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3}
 
 _TABLES = (
     "CREATE SCHEMA IF NOT EXISTS cleaner",
@@ -133,7 +131,7 @@ class Control(KeptCopies):
             server.close()
 
     def _prepare(self) -> None:
-        settings = {**_KEEPALIVE, "lock_timeout": round(self.lock_timeout * 1000)}
+        settings = {"lock_timeout": round(self.lock_timeout * 1000)}
         changes = ", ".join(
             f"pg_catalog.set_config('{name}', '{value}', false)" for name, value in settings.items()
         )

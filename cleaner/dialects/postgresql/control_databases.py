@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from cleaner.dialects.postgresql.clone import Clones
+from cleaner.dialects.postgresql.clone import Clones, template_name
 from cleaner.dialects.postgresql.clone_attributes import (
     OURS,
     Found,
@@ -136,12 +136,15 @@ class Databases(PostgresConnection):
         self.execute(f"COMMENT ON DATABASE {quote(name)} IS {literal(OURS + shown)}")
 
     def drop(self, name: str) -> bool:
-        """Drop a database of ours, whoever is connected, and what was left of making it.
+        """Drop a database of ours, whoever is connected, with its baseline's template and what
+        was left of making either.
 
         False if there is one of that name whose comment does not say that it is ours, which is
         left as it is.
         """
-        names = (name, derived(name, "new"), derived(name, "old"))
+        self.clones(name, "").end_work()
+        both = name, template_name(name)
+        names = (*both, *(derived(each, kind) for each in both for kind in ("new", "old")))
         for row in self.execute(found_query(names)):
             found = Found(*row)
             unfinished = found.comment is None and _PRIVATE.search(found.name)

@@ -65,6 +65,16 @@ def sqlstate(error: Exception) -> str:
     return ""
 
 
+def said(error: Exception) -> str:
+    """What the server said, alike from any driver: a line, and others for detail and hint."""
+    details = error.args[0] if error.args else ""
+    if isinstance(details, dict):  # pg8000
+        parts = (("", "M"), ("DETAIL: ", "D"), ("HINT: ", "H"))
+        return "\n".join(f"{head}{details[key]}" for head, key in parts if key in details)
+    original = error.__cause__  # asyncpg's, of which SQLAlchemy hands on the first line, or the type
+    return str(original if hasattr(original, "sqlstate") else error)
+
+
 def may_be_stale(error: Exception) -> bool:
     """Whether a change of the schema may be the reason."""
     return sqlstate(error) in _SCHEMA_CHANGES
@@ -79,7 +89,7 @@ def needs_reload(error: Exception, program: Program) -> bool:
 
 def is_missing_function(error: Exception, program: Program) -> bool:
     """Whether the session has lost our functions (DISCARD ALL, a pooler)."""
-    message = str(error).partition("\n")[0]
+    message = said(error).partition("\n")[0]
     return sqlstate(error) in ("42883", "3F000") and (
         program.name in message or "pg_temp" in message
     )
@@ -87,7 +97,7 @@ def is_missing_function(error: Exception, program: Program) -> bool:
 
 def translate(error: Exception, program: Program, catalog: Catalog) -> Exception:
     """The error to raise for what the server said while ``program`` ran."""
-    code, message = sqlstate(error), str(error)
+    code, message = sqlstate(error), said(error)
     if transient := passing(error):
         return transient
     positions = [int(n) for n in re.findall(r"\d+", message.partition("{")[2].partition("}")[0])]
@@ -125,9 +135,9 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
 def passing(error: Exception) -> Transient | None:
     """The error if it may pass when tried again, else None."""
     if sqlstate(error) == _LOCK_NOT_AVAILABLE:
-        return LockWait(str(error))
+        return LockWait(said(error))
     if sqlstate(error) in _CONFLICTS:
-        return Conflict(str(error).splitlines()[0])
+        return Conflict(said(error).splitlines()[0])
     return None
 
 
@@ -135,7 +145,7 @@ def refused(error: Exception, catalog: Catalog) -> Exception:
     """The error to raise for what no rule of ours explains."""
     if transient := passing(error):
         return transient
-    code, message = sqlstate(error), str(error)
+    code, message = sqlstate(error), said(error)
     return CleanerError(
         f"The server refused to clean {catalog.database.name}: {message.splitlines()[0]} [{code}]",
         "a trigger that raises, or a privilege that the role lacks: "
@@ -152,7 +162,7 @@ def unreadable(error: Exception, catalog: Catalog) -> Exception:
         return transient
     return CleanerError(
         f"The server refused to compare {catalog.database.name} with its baseline: "
-        f"{str(error).splitlines()[0]} [{sqlstate(error)}]",
+        f"{said(error).splitlines()[0]} [{sqlstate(error)}]",
         "a privilege that the role lacks, or a type that has changed since capture()",
         "run `cleaner doctor`, or capture() again",
     )

@@ -16,9 +16,9 @@ _LOCK = int.from_bytes(b"turns", "big")
 _PATIENCE = 1800.0  # seconds, in which the test of another process should have ended
 
 
-class Turns:
-    """Turns at the database of ``url``, by a session advisory lock there, which the server lets go
-    of when its holder dies.
+class PostgresTurns:
+    """By a session advisory lock in the database of ``url``, which the server lets go of when its
+    holder dies. See :class:`cleaner.dialects.base.Turns`.
     """
 
     def __init__(self, url: URL, lock_timeout: float, patience: float = _PATIENCE) -> None:
@@ -27,10 +27,6 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the turn, for as long as others take theirs, and have it.
-
-        Raises BlockedError where one of them does not end in half an hour.
-        """
         self._wait()
         try:
             yield
@@ -38,11 +34,7 @@ class Turns:
             unlock = f"SELECT pg_catalog.pg_advisory_unlock({_LOCK})"
             kept = self._connection.execute(unlock)[0][0]
         if not kept:
-            raise ProvisionError(
-                "The connection that kept others from this database was lost.",
-                "the server was restarted, or somebody has ended its sessions",
-                "run the tests again; if it happens again, look at the server's log",
-            )
+            raise ProvisionError.lost_turn()
 
     def _wait(self) -> None:
         connection, patience = self._connection, round(self._patience * 1000)
@@ -55,13 +47,8 @@ class Turns:
             if passing(error) is None:
                 raise
             holders = lock_holders(connection.execute, _LOCK)
-            raise BlockedError(
-                f"Waited {self._patience:g} s for a turn at {connection.engine.url.database}, held "
-                f"by {'; '.join(map(str, holders)) or 'a session that has gone since'}.",
-                "a test of another process, or of a run that was forgotten, does not end",
-                "end it; with a database for each worker (cleaner pool provision) none waits",
-                holders,
-            ) from error
+            database = connection.engine.url.database or ""
+            raise BlockedError.for_turn(database, self._patience, holders) from error
 
     def close(self) -> None:
         """Close the connection."""

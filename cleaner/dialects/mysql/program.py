@@ -1,0 +1,268 @@
+"""A plan in the terms of MariaDB and MySQL: what to look at, and what to do with what is found.
+
+A clean is a few messages (on MariaDB, that runs several statements as one; on MySQL each statement
+is one), in this order:
+
+1. take the database's lock, and find in one query the tables that are not at their baseline, the
+   counters that have moved, and whether the schema is still the one that this was written for;
+2. if tables are to be truncated or altered, wait for those who use them, while nothing is done;
+3. in one transaction delete, and put captured rows back; look whether what was deleted without a
+   check of foreign keys is referred to by a row that came meanwhile; commit;
+4. truncate and alter, which can't be undone, and give the lock back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from cleaner.dialects.mysql.catalog import Catalog, Facts, relation_sql
+from cleaner.dialects.mysql.flavour import MySQL
+from cleaner.dialects.mysql.sql import literal, quote
+from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
+
+MANY = 1 << 20  # bytes of a table that is rather truncated than deleted from
+REPEATABLE = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+_OFF, _ON = "SET SESSION foreign_key_checks = 0", "SET SESSION foreign_key_checks = 1"
+
+
+def lock_name(database: str) -> str:
+    """The name of the lock that only one clean of the database can have; at most 64 characters."""
+    return "cleaner_" + hashlib.sha256(database.encode()).hexdigest()[:40]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One table to be emptied. ``unchecked``: with foreign keys off."""
+
+    table: Relation
+    facts: Facts
+    truncate: bool
+    may_truncate: bool
+    unchecked: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """The SQL of a plan. ``keys`` are the foreign keys onto the target's tables."""
+
+    catalog: Catalog
+    jobs: tuple[Job, ...]
+    sequences: tuple[Sequence, ...]
+    keys: tuple[ForeignKey, ...]
+    outside: frozenset[ForeignKey]
+    flavour: MySQL
+
+    @cached_property
+    def tables(self) -> tuple[Relation, ...]:
+        """All tables that are to be emptied."""
+        return tuple(job.table for job in self.jobs)
+
+    @cached_property
+    def looked_at(self) -> tuple[Job, ...]:
+        """The jobs that depend on what is found."""
+        return tuple(job for job in self.jobs if not job.truncate)
+
+    @cached_property
+    def real_sequences(self) -> tuple[Sequence, ...]:
+        """Those that are no table's AUTO_INCREMENT."""
+        return tuple(sequence for sequence in self.sequences if sequence.key > 0)
+
+    @cached_property
+    def counters(self) -> dict[str, Sequence]:
+        """By the names of their tables: the AUTO_INCREMENTs that are to be put back."""
+        relation = self.catalog.database.relation
+        own = [sequence for sequence in self.sequences if sequence.key < 0]
+        return {relation(-sequence.key).table: sequence for sequence in own}
+
+    @cached_property
+    def parents(self) -> dict[int, tuple[ForeignKey, ...]]:
+        """By table: the foreign keys of others onto it."""
+        found: dict[int, list[ForeignKey]] = {}
+        for key in self.keys:
+            if key.child != key.parent:
+                found.setdefault(key.parent, []).append(key)
+        return {parent: tuple(keys) for parent, keys in found.items()}
+
+    # -- 1. look --------------------------------------------------------------------------
+
+    def look(self, seconds: int, patience: float, newest: int) -> list[str]:
+        """Take the lock and look; gives the lock back where there is nothing to do. The answer:
+        had the lock, gave it back, the newest DDL, counters and sizes, and a digit for each table
+        and sequence that was looked at.
+        """
+        name = literal(lock_name(self.catalog.database.name))
+        return [
+            f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}",
+            f"SET @cleaner_lock = GET_LOCK({name}, {patience:.3f})",
+            self._look,
+            f"SET @cleaner_idle = IF(@cleaner_newest = {newest} AND NOT LOCATE('1', @cleaner_held)"
+            f" AND @cleaner_sizes IS NULL AND {int(self.can_be_idle)}, RELEASE_LOCK({name}), 0)",
+            "SELECT @cleaner_lock, @cleaner_idle, @cleaner_newest, @cleaner_sizes, @cleaner_held",
+        ]
+
+    @cached_property
+    def can_be_idle(self) -> bool:
+        """Whether there is nothing to do where nothing was found."""
+        return len(self.looked_at) == len(self.jobs) and not self.catalog.positions
+
+    @cached_property
+    def _look(self) -> str:
+        looks = [job.facts.looks for job in self.looked_at]
+        looks += [self._has_moved(sequence) for sequence in self.real_sequences]
+        held = f"CONCAT(\n    {f',{chr(10)}    '.join(looks)})" if looks else "''"
+        big = f"DATA_LENGTH >= {MANY}"
+        return (
+            f"SELECT {self.flavour.newest},\n  (SELECT GROUP_CONCAT(HEX(TABLE_NAME), ':',"
+            f" COALESCE(AUTO_INCREMENT, 1), ':', {big} SEPARATOR ' ')"
+            " FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()"
+            f" AND (AUTO_INCREMENT > 1 OR {big})),\n  {held}\n"
+            "  INTO @cleaner_newest, @cleaner_sizes, @cleaner_held"
+        )
+
+    def _has_moved(self, sequence: Sequence) -> str:
+        position = self.catalog.positions.get(sequence.key)
+        at = "start_value" if position is None else str(position)
+        name = quote(sequence.sequence)
+        return f"(SELECT next_not_cached_value <> {at} OR cycle_count <> 0 FROM {name})"
+
+    # -- 2. wait --------------------------------------------------------------------------
+
+    def lock_tables(self, names: Iterable[str]) -> str:
+        """Wait for those who use the tables, and keep others out."""
+        return "LOCK TABLES " + ", ".join(f"{name} WRITE" for name in sorted(names))
+
+    # -- 3. in one transaction ------------------------------------------------------------
+
+    def transaction(self, jobs: Iterable[Job]) -> Iterator[str]:
+        """Begin it, and empty or restore the tables; foreign keys are checked after it again."""
+        yield REPEATABLE  # whoever inserts into what was deleted from waits for us
+        yield "START TRANSACTION"
+        unchecked = False
+        for job in jobs:
+            off = job.unchecked or job.facts.captured is not None
+            if off != unchecked:
+                yield _OFF if off else _ON
+                unchecked = off
+            if job.facts.captured:
+                yield from job.facts.captured.restore(job.facts.sql)
+            else:
+                yield f"DELETE FROM {job.facts.sql}"
+                if job.facts.versioned:
+                    yield f"DELETE HISTORY FROM {job.facts.sql}"
+        if unchecked:
+            yield _ON
+
+    def unguarded(self, jobs: Iterable[Job]) -> tuple[ForeignKey, ...]:
+        """The foreign keys that the server did not see to when those tables were emptied."""
+        changed, restored = set(), set()
+        for job in jobs:
+            if job.facts.captured:
+                restored.add(job.table.key)
+            if job.unchecked or job.facts.captured or job.truncate:
+                changed.add(job.table.key)
+        return tuple(k for k in self.keys if k.parent in changed or k.child in restored)
+
+    def orphans(self, keys: Iterable[ForeignKey]) -> str:
+        """A query: a digit for each of the keys, 1 if a row refers to one that is not there."""
+        return f"SELECT CONCAT({', '.join(map(self._orphan, keys))})"
+
+    def _orphan(self, key: ForeignKey) -> str:
+        child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
+        pairs = list(zip(key.columns, key.referred, strict=True))
+        joined = " AND ".join(f"c.{quote(column)} = p.{quote(to)}" for column, to in pairs)
+        given = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column, _ in pairs)
+        return (
+            f"EXISTS (SELECT 1 FROM {child} c LEFT JOIN {parent} p ON {joined}"
+            f" WHERE {given} AND p.{quote(pairs[0][1])} IS NULL LOCK IN SHARE MODE)"
+        )
+
+    def referring(self, keys: Iterable[ForeignKey]) -> str:
+        """A query: a digit for each of the keys, 1 if any row refers by it; the children are locked
+        by :meth:`lock_tables`, or empty.
+        """
+        looks = []
+        for key in keys:
+            given = " AND ".join(f"{quote(column)} IS NOT NULL" for column in key.columns)
+            child = relation_sql(self.catalog, key.child)
+            looks.append(f"EXISTS (SELECT 1 FROM {child} WHERE {given})")
+        return f"SELECT CONCAT({', '.join(looks)})"
+
+    # -- 4. what can't be undone ----------------------------------------------------------
+
+    def truncations(self, names: Iterable[str]) -> Iterator[str]:
+        """Truncate the tables, whoever refers to them."""
+        truncations = [f"TRUNCATE TABLE {name}" for name in names]
+        if truncations:
+            yield from (_OFF, *truncations, _ON)
+
+    def put_back(self, table: str, position: int) -> str:
+        """Set the AUTO_INCREMENT of a table."""
+        return f"ALTER TABLE {quote(table)} AUTO_INCREMENT = {position}"
+
+    def restart(self, sequence: Sequence) -> str:
+        """Set a sequence to its START or captured position."""
+        position = self.catalog.positions.get(sequence.key)
+        to = "" if position is None else f" WITH {position}"
+        return f"ALTER SEQUENCE {quote(sequence.sequence)} RESTART{to}"
+
+    # -- shown ----------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        lines = ["-- 1. one clean at a time; which tables hold rows, which counters have moved"]
+        lines += [f"{statement};" for statement in self.look(0, 0, self.catalog.newest)]
+        rows = [*self.transaction(job for job in self.looked_at if job.facts.transactional)]
+        if self.looked_at:
+            lines += ["-- 3. of these, what was found to be needed"]
+            lines += [f"{statement};" for statement in rows]
+            if keys := self.unguarded(self.looked_at):
+                lines.append(f"{self.orphans(keys)};")
+            lines.append("COMMIT;")
+        lines.append("-- 4. of these, what was found to be needed; each commits by itself")
+        lasting = [
+            job.facts.sql
+            for job in self.jobs
+            if job.truncate or not job.facts.transactional or job.may_truncate
+        ]
+        lines += [f"{statement};" for statement in self.truncations(lasting)]
+        lines += [f"{self.put_back(table, self.position(table))};" for table in self.counters]
+        lines += [f"{self.restart(sequence)};" for sequence in self.real_sequences]
+        return "\n".join([*lines, "DO RELEASE_ALL_LOCKS();"])
+
+    def position(self, table: str) -> int:
+        """Where the table's AUTO_INCREMENT belongs."""
+        sequence = self.counters.get(table)
+        return self.catalog.positions.get(sequence.key, 1) if sequence else 1
+
+
+def compile_plan(plan: Plan, target: Target, catalog: Catalog, flavour: MySQL) -> Program:
+    """What ``plan`` takes."""
+    cyclic = {table.key for group in target.groups if len(group) > 1 for table in group}
+    cyclic |= {key.child for key in target.database.foreign_keys if key.child == key.parent}
+    cyclic |= {key.parent for key in target.outside}
+    jobs: list[Job] = []
+    sequences: list[Sequence] = []
+    for step in plan.steps:
+        if isinstance(step, Restart):
+            sequences += step.sequences
+        elif isinstance(step, Empty):
+            for table in (table for group in step.groups for table in group):
+                facts = catalog.facts[table.key]
+                may = step.truncate and not table.untruncatable and not facts.captured
+                free = step.replica or table.key in cyclic
+                jobs.append(Job(table, facts, bool(may and table.undeletable), may, free))
+        elif isinstance(step, Truncate):
+            for table in step.tables:
+                facts = catalog.facts[table.key]
+                jobs.append(Job(table, facts, facts.captured is None, False, True))
+    chosen = {table.key for table in target.tables}
+    return Program(
+        catalog=catalog,
+        jobs=tuple(jobs),
+        sequences=tuple(sequences),
+        keys=tuple(key for key in target.database.foreign_keys if key.parent in chosen),
+        outside=frozenset(target.outside),
+        flavour=flavour,
+    )

@@ -1,0 +1,145 @@
+"""What is asked of a MariaDB or MySQL database: what it holds, to clean it, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import URL, Engine
+
+from cleaner.dialects.base import Done, Guard, Health
+from cleaner.dialects.mysql import activity, capture, failures
+from cleaner.dialects.mysql.catalog import Catalog, parse
+from cleaner.dialects.mysql.cleaning import clean
+from cleaner.dialects.mysql.connection import MySQLConnection
+from cleaner.dialects.mysql.description import describe
+from cleaner.dialects.mysql.differences import differences
+from cleaner.dialects.mysql.discovery import discover, unique_keys
+from cleaner.dialects.mysql.program import Program, compile_plan
+from cleaner.difference import Diff
+from cleaner.errors import Blocker, StrategyRefusedError
+from cleaner.retry import Stale
+from cleaner.spi import Database, Plan, Recreate, Relation, Target
+
+
+class MySQLSession(MySQLConnection):
+    """See :class:`cleaner.dialects.base.Session`."""
+
+    def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
+        self._catalog: Catalog | None = None
+        self._newest = -1  # the newest DDL with which the schema was known to be the catalog's
+        super().__init__(source, guard, lock_timeout)
+
+    def _vanished(self) -> None:
+        self._newest = -1  # the server counts anew when it starts
+
+    # -- looking --------------------------------------------------------------------------
+
+    def look(self) -> Database:
+        self._connect()
+        found = discover(self.execute, self.flavour, self.driver_error)
+        captured = [name for kind, name, *_ in found.book if kind == "t"]
+        unique = unique_keys(self.execute, captured)
+        self._catalog = parse(found, self.server, self.user, unique)
+        self._newest = found.newest
+        return self._catalog.database
+
+    @property
+    def catalog(self) -> Catalog:
+        if self._catalog is None:
+            self.look()
+        assert self._catalog is not None
+        return self._catalog
+
+    def diff(self, target: Target, samples: int, wait: int) -> Diff:
+        try:
+            return differences(self, self.catalog, target, samples, wait)
+        except self.driver_error as error:
+            raise failures.unreadable(error, self.catalog) from error
+
+    # -- cleaning -------------------------------------------------------------------------
+
+    def compile(self, plan: Plan, target: Target) -> Program:
+        if any(isinstance(step, Recreate) for step in plan.steps):
+            raise StrategyRefusedError(
+                f"The strategy {plan.strategy!r} can't clean {target.database.name}: "
+                f"{self.flavour.name} has no way to clone a database.",
+                "the strategy is for databases that can be made from a template",
+                'strategy = "auto"',
+            )
+        return compile_plan(plan, target, self.catalog, self.flavour)
+
+    def run(self, program: Program, wait: int) -> Done:
+        self._connect()
+        catalog = program.catalog
+
+        def fits() -> bool:
+            now = discover(self.execute, self.flavour, self.driver_error)
+            return now.fingerprint == catalog.database.fingerprint
+
+        done, self._newest = clean(self, program, self._newest, fits, wait)
+        return done
+
+    # -- baselines ------------------------------------------------------------------------
+
+    def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
+        self._translated(lambda: capture.capture(self, self.catalog, target, tables, wait))
+
+    def release(self, wait: int) -> None:
+        self._translated(lambda: capture.release(self, self.catalog, wait))
+
+    def _translated(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except self.driver_error as error:
+            raise failures.refused(error, self.catalog) from error
+        except Stale as stale:
+            raise stale.error or stale from stale
+        finally:
+            self._catalog = None
+
+    # -- the whole database ---------------------------------------------------------------
+
+    def make_template(self) -> None:
+        raise StrategyRefusedError(
+            f"There can be no template of {self.catalog.database.name}: {self.flavour.name} has "
+            "no way to clone a database.",
+            "the strategy is for databases that can be made from a template",
+            'strategy = "auto"',
+        )
+
+    def has_template(self) -> bool:
+        return False
+
+    def drop_template(self) -> None:
+        pass
+
+    def describe(self) -> frozenset[str]:
+        return frozenset(describe(self.execute))
+
+    # -- other sessions -------------------------------------------------------------------
+
+    def health(self) -> Health:
+        idle, seen = activity.idle_in_transaction(self.execute, self.driver_error)
+        grants = " ".join(str(row[0]) for row in self.execute("SHOW GRANTS"))
+        user = self.catalog.database.user
+        account = "@".join(f"'{part}'" for part in user.rsplit("@", 1))
+        return Health(
+            superuser="ALL PRIVILEGES ON *.*" in grants or " SUPER" in grants,
+            owner="ALL PRIVILEGES" in grants,
+            no_fast_path="",
+            idle=idle,
+            unseen=""
+            if seen
+            else f"user {user} can't see who has a transaction open: "
+            f"GRANT PROCESS ON *.* TO {account}",
+        )
+
+    def blockers(self, program: Any) -> tuple[Blocker, ...]:
+        return activity.blockers(self.execute, self.catalog.database.name, self.driver_error)
+
+    def others(self) -> tuple[Blocker, ...]:
+        return activity.others(self.execute, self.driver_error)
+
+    def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
+        return activity.terminate(self.execute, blockers, self.driver_error)

@@ -1,0 +1,36 @@
+"""Names and strings as MariaDB and MySQL spell them, in a session of ours (``connection.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def quote(name: str) -> str:
+    """The identifier in quotes, whatever is in it."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def qualified(schema: str, name: str) -> str:
+    """The quoted name, whatever the current database is."""
+    return f"{quote(schema)}.{quote(name)}"
+
+
+def literal(text: str) -> str:
+    """``text`` as an SQL string, in which a backslash means itself."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Several, for the parentheses of an IN."""
+    return ", ".join(map(literal, texts))
+
+
+def exists(table: str, condition: str = "") -> str:
+    """An expression: whether the table has such a row, that of an uncommitted transaction too.
+
+    It waits for the one who has written the row, where a plain read would look past it: an INSERT
+    that is not committed yet would appear after the clean, and so would the rows of a DELETE that
+    is rolled back.
+    """
+    where = f" WHERE {condition}" if condition else ""
+    return f"EXISTS (SELECT 1 FROM {table}{where} LOCK IN SHARE MODE)"

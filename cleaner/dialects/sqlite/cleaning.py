@@ -1,0 +1,95 @@
+"""A program run: one transaction, in which nobody else can write.
+
+Foreign keys are off, and triggers that would fire are dropped and made again, so every statement
+does what it says and nothing else; what refers to the target from outside is looked at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from cleaner.dialects.base import Done
+from cleaner.dialects.sqlite.catalog import Ask
+from cleaner.dialects.sqlite.failures import reaches_outside
+from cleaner.dialects.sqlite.program import Counter, Program, Unit
+from cleaner.errors import NotCleanError, Survivor
+
+Item = TypeVar("Item")
+_AT_ONCE = 400  # looks in one statement; SQLite allows 2000 columns, and 32 MB of them
+
+
+def clean(ask: Ask, program: Program) -> Done:
+    """Run it in the transaction that was begun."""
+    held = looked(ask, program.units)
+    for unit in held:
+        for key, guard in unit.guards:
+            if ask(guard)[0][0]:
+                raise reaches_outside(key, program.found.database)
+    triggers = list(dict.fromkeys(trigger for unit in held for trigger in unit.facts.triggers))
+    _run(ask, (trigger.drop for trigger in triggers))
+    for unit in held:
+        _run(ask, unit.statements)
+    _run(ask, (trigger.create for trigger in triggers))
+    _look_again(ask, held)
+    moved = _moved(ask, program.counters)
+    for counter in moved:
+        _run(ask, counter.put_back)
+    return Done(
+        tables=tuple(unit.relation.name for unit in held if not unit.is_index),
+        truncated=tuple(unit.relation.name for unit in held if unit.always),
+        sequences=tuple(counter.sequence.name for counter in moved),
+        refreshed=(),
+    )
+
+
+def looked(ask: Ask, units: Sequence[Unit]) -> list[Unit]:
+    """Those that are to be put back."""
+    asked = [unit for unit in units if not unit.always]
+    held: set[int] = {unit.relation.key for unit in units if unit.always}
+    for part in parts(asked, _AT_ONCE):
+        answers = ask("SELECT " + ", ".join(unit.look for unit in part))[0]
+        held |= {unit.relation.key for unit, answer in zip(part, answers, strict=True) if answer}
+    return [unit for unit in units if unit.relation.key in held]
+
+
+def parts(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
+    """The items, so many at once."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def positions(ask: Ask, books: Iterable[str]) -> dict[tuple[str, str], int]:
+    """What AUTOINCREMENT of each table goes on from, by sqlite_sequence and name."""
+    return {
+        (book, str(name)): int(position or 0)
+        for book in dict.fromkeys(books)
+        for name, position in ask(f"SELECT name, seq FROM {book}")
+    }
+
+
+def _moved(ask: Ask, counters: Sequence[Counter]) -> list[Counter]:
+    now = positions(ask, (counter.book for counter in counters))
+    return [
+        counter
+        for counter in counters
+        if now.get((counter.book, counter.sequence.sequence), 0) != counter.position
+    ]
+
+
+def _run(ask: Ask, statements: Iterable[str]) -> None:
+    for statement in statements:
+        ask(statement)
+
+
+def _look_again(ask: Ask, held: Sequence[Unit]) -> None:
+    """Raise NotCleanError where the module of a virtual table has kept rows."""
+    virtual = [unit for unit in held if unit.facts.module and not unit.is_index]
+    for unit in virtual:
+        if ask(f"SELECT {unit.look}")[0][0]:
+            rows = None if unit.captured or unit.facts.rows_elsewhere else _count(ask, unit)
+            why = f"the module {unit.facts.module} keeps them"
+            raise NotCleanError.of((Survivor(unit.relation.name, rows, why),))
+
+
+def _count(ask: Ask, unit: Unit) -> int:
+    return int(ask(f"SELECT count(*) FROM {unit.facts.sql}")[0][0])

@@ -1,0 +1,143 @@
+"""A plan as statements, most of which are run only where a table is not at its baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cleaner.dialects.sqlite.baseline import Baseline, Captured
+from cleaner.dialects.sqlite.catalog import Facts, Found
+from cleaner.dialects.sqlite.sql import literal, qualified, quote
+from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A table: emptied ``always``, or only if ``look`` says so.
+
+    ``guards`` are queries that find rows outside the target which refer to rows that would go,
+    each with its foreign key. One that ``is_index`` of captured rows elsewhere is made anew.
+    """
+
+    relation: Relation
+    facts: Facts
+    look: str
+    statements: tuple[str, ...]
+    always: bool
+    guards: tuple[tuple[ForeignKey, str], ...]
+    captured: Captured | None
+    is_index: bool
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What AUTOINCREMENT of a table goes on from, and where it belongs."""
+
+    sequence: Sequence
+    book: str
+    position: int
+
+    @property
+    def put_back(self) -> Iterator[str]:
+        """The statements that do it."""
+        name = literal(self.sequence.sequence)
+        yield f"DELETE FROM {self.book} WHERE name = {name}"
+        if self.position:
+            yield f"INSERT INTO {self.book} (name, seq) VALUES ({name}, {self.position})"
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What :meth:`.session.SqliteSession.run` runs, written for the schema of ``found``."""
+
+    found: Found
+    target: Target
+    units: tuple[Unit, ...]
+    counters: tuple[Counter, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{line};" if line[:2] != "--" else line for line in self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield "BEGIN IMMEDIATE"
+        looked = [unit for unit in self.units if not unit.always]
+        if looked:
+            yield "-- each of the following only where this says that it is not at its baseline"
+            yield "SELECT\n    " + ",\n    ".join(unit.look for unit in looked)
+        for unit in self.units:
+            yield from (guard for _, guard in unit.guards)
+            yield from (trigger.drop for trigger in unit.facts.triggers)
+            yield from unit.statements
+            yield from (trigger.create for trigger in unit.facts.triggers)
+        if self.counters:
+            yield "-- each of the following only where the position is another"
+        for counter in self.counters:
+            yield from counter.put_back
+        yield "COMMIT"
+
+
+def compile_plan(plan: Plan, target: Target, found: Found, baseline: Baseline | None) -> Program:
+    """Write the statements for ``plan``."""
+    units: list[Unit] = []
+    sequences: dict[int, Sequence] = {}
+    writer = _Writer(target, found, baseline)
+    for step in plan.steps:
+        if isinstance(step, Empty):
+            units += [writer.unit(table, False) for group in step.groups for table in group]
+        elif isinstance(step, Truncate):
+            units += [writer.unit(table, True) for table in step.tables]
+            if step.restart_identity:
+                owners = {table.key for table in step.tables}
+                every = found.database.sequences
+                sequences |= {s.key: s for s in every if s.owner in owners}
+        elif isinstance(step, Restart):
+            sequences |= {sequence.key: sequence for sequence in step.sequences}
+    # An index of rows elsewhere is made anew when those are there again.
+    units.sort(key=lambda unit: bool(unit.facts.rebuild))
+    return Program(found, target, tuple(units), tuple(map(writer.counter, sequences.values())))
+
+
+class _Writer:
+    def __init__(self, target: Target, found: Found, baseline: Baseline | None) -> None:
+        self.target, self.found, self.baseline = target, found, baseline
+
+    def unit(self, table: Relation, always: bool) -> Unit:
+        facts = self.found.facts[table.key]
+        place = table.schema, table.table
+        captured = self.baseline.tables.get(place) if self.baseline else None
+        statements: tuple[str, ...] = (facts.empty,)
+        look = facts.look
+        if captured:
+            look, statements = captured.look, captured.restore
+        is_index = self.baseline is not None and place in self.baseline.indexes
+        if is_index:
+            # Whatever was written may have been meant for it: there is no telling what it holds.
+            look, statements = "1", (facts.empty, facts.rebuild)
+        guards = tuple(
+            (key, self.guard(key, captured))
+            for key in self.target.outside
+            if key.parent == table.key
+        )
+        return Unit(table, facts, look, statements, always, guards, captured, is_index)
+
+    def guard(self, key: ForeignKey, captured: Captured | None) -> str:
+        child = self.found.database.relation(key.child)
+        same = " AND ".join(
+            f"t.{quote(theirs)} = o.{quote(ours)}"
+            for ours, theirs in zip(key.columns, key.referred, strict=True)
+        )
+        goes = "1"
+        if captured:
+            goes = (
+                f"NOT EXISTS (SELECT 1 FROM {captured.copy} AS c"
+                f" WHERE {captured.same} AND {captured.alike(key.referred)})"
+            )
+        return (
+            f"SELECT EXISTS (SELECT 1 FROM {qualified(child.schema, child.table)} AS o"
+            f" JOIN {self.found.facts[key.parent].sql} AS t ON {same} WHERE {goes})"
+        )
+
+    def counter(self, sequence: Sequence) -> Counter:
+        place = sequence.schema, sequence.sequence
+        position = self.baseline.positions.get(place, 0) if self.baseline else 0
+        return Counter(sequence, self.found.starts[sequence.key], position)

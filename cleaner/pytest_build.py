@@ -1,0 +1,86 @@
+"""What is in a test database at first: the schema and the seed that the user's set-up builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy.pool import NullPool
+
+from cleaner.api import Cleaner
+from cleaner.errors import SchemaChangedError, SettingsError
+from cleaner.settings import Settings
+
+Setup = Callable[[Engine], None]
+
+
+def settings_for(settings: Settings, source: URL | Engine, name: str = "") -> Settings:
+    """The settings for a database that was made for one which they allow. Its own name, which is
+    ``name`` if it is not that in the URL, may be too long to say so.
+    """
+    url = source.url if isinstance(source, Engine) else source
+    allowed = (*(settings.allow_databases or ()), name or url.database or "test")
+    return settings.merged({"url": source, "allow_databases": allowed}, "fixture")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted: a database for ``worker``, beside that of ``url`` and called like it, its
+    schema and seed as ``setup`` builds them. ``fingerprint`` is given the server's version and
+    changes when those do. ``seeds`` is whether ``setup`` is the user's own.
+    """
+
+    settings: Settings
+    url: URL
+    worker: str
+    workers: int
+    setup: Setup
+    fingerprint: Callable[[str], str]
+    seeds: bool
+
+    def cleaner(self, source: URL | Engine, name: str = "") -> Cleaner:
+        """A cleaner of that database, which the guard calls ``name``."""
+        return Cleaner(settings=settings_for(self.settings, source, name))
+
+    def intact(self, cleaner: Cleaner) -> str:
+        """The fingerprint of the schema of a database that was used before; and clean that."""
+        cleaner.plan()
+        if not cleaner.strategy.recreates:  # what a run has left that did not clean
+            cleaner.clean()
+        return cleaner.fingerprint
+
+
+def build(cleaner: Cleaner, setup: Setup, *, seeds: bool) -> None:
+    """Let ``setup`` build schema and seed, and make that the baseline.
+
+    ``seeds`` is whether it may have written rows that were not there before; rows that it does
+    not answer for don't become the baseline of an empty table. What an earlier run captured is
+    restored first. Raises what the cleaner raises, and whatever ``setup`` does.
+    """
+    if cleaner.captured:
+        with suppress(SchemaChangedError):  # by a migration, for instance
+            cleaner.clean()
+        seeds = True
+    elif not seeds:
+        seeds = not _holds_rows(cleaner)
+    url, given = cleaner.connect(), cleaner.settings.url
+    if isinstance(given, Engine):  # there may be no other way to the database
+        setup(given)
+    else:
+        engine = create_engine(url, poolclass=NullPool)
+        try:
+            setup(engine)
+        finally:
+            engine.dispose()
+    if seeds and _holds_rows(cleaner):
+        cleaner.capture()
+
+
+def _holds_rows(cleaner: Cleaner) -> bool:
+    """Whether there are any that are not the baseline."""
+    try:
+        return bool(cleaner.diff(samples=0).tables)
+    except SettingsError:  # `only` names tables that are still to be made
+        return False
