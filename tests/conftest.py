@@ -14,7 +14,15 @@ from support.database import Database
 
 from cleaner.provision.embedded import EmbeddedPostgres
 
-pytest_plugins = ["pytester"]
+pytest_plugins = [
+    "pytester",
+    "support.pools",  # which the others import
+    "support.checkouts",
+    "support.commands",
+    "support.kills",
+    "support.mariadb",
+    "support.projects",
+]
 
 
 def _disk_binaries() -> Path | None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,28 +11,12 @@ import psycopg
 import pytest
 from support.database import STRATEGIES, Database
 from support.history import state
+from support.kills import Forker
+from support.pools import PATIENCE, until
 
 from cleaner.provision.embedded import EmbeddedPostgres
 
-PATIENCE = 30.0
 KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "5"))  # per strategy
-# Forks a child for each line, which says when it is about to clean; its pid comes first.
-FORKER = """
-import os, sys
-from cleaner import Cleaner
-for strategy in sys.stdin:
-    if child := os.fork():
-        print(child, flush=True)
-        os.waitpid(child, 0)
-        print("gone", flush=True)
-        continue
-    cleaner = Cleaner(sys.argv[1], strategy=strategy.strip(), lock_timeout=20)
-    cleaner.plan()
-    os.write(1, b"cleaning\\n")
-    cleaner.clean()
-    os.write(1, b"cleaned\\n")
-    sys.stdin.read()
-"""
 SEED = """
 CREATE TABLE root (id serial PRIMARY KEY, code int UNIQUE, mark text DEFAULT 'there at the start');
 CREATE TABLE leaf (id serial PRIMARY KEY, mark text DEFAULT 'there at the start',
@@ -53,37 +33,17 @@ INSERT INTO leaf (root_id) SELECT id FROM root; INSERT INTO loose SELECT FROM ro
 """
 
 
-def until(met: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.002)
-
-
 @pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_restore_killed_in_the_middle_leaves_all_or_nothing_and_the_next_one_works(
-    database: Database, strategy: str, record_property: Callable[[str, object], None]
+    database: Database,
+    forker: Forker,
+    strategy: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     database.execute(SEED)
-    url = database.url.render_as_string(hide_password=False)
     dice, outcomes = random.Random(strategy), Counter[str]()
-    backends = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name = 'cleaner'"
-    )
-    with (
-        database.cleaner(strategy=strategy, lock_timeout=PATIENCE) as cleaner,
-        subprocess.Popen(
-            [sys.executable, "-c", FORKER, url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        ) as forker,
-    ):
-        assert forker.stdin is not None
-        assert forker.stdout is not None
+    with database.cleaner(strategy=strategy, lock_timeout=PATIENCE) as cleaner:
         cleaner.capture()
         baseline = state(database)
         cleaner.clean()
@@ -93,20 +53,12 @@ def test_a_restore_killed_in_the_middle_leaves_all_or_nothing_and_the_next_one_w
             cleaner.close()
             database.execute(CHANGE)
             changed = state(database)
-            print(strategy, file=forker.stdin, flush=True)
-            child = int(forker.stdout.readline())
-            assert forker.stdout.readline() == "cleaning\n"
-            time.sleep(dice.uniform(0, usual))
-            os.kill(child, signal.SIGKILL)
-            if forker.stdout.readline() == "cleaned\n":
-                assert forker.stdout.readline() == "gone\n"
-            until(lambda: not database.scalar(backends), "the server has noticed")
+            forker.kill(strategy, after=dice.uniform(0, usual))
             left = state(database)
             assert left[0] in (changed[0], baseline[0])
             outcomes["restored" if left[0] == baseline[0] else "as it was"] += 1
             cleaner.clean()
             assert state(database) == baseline
-        forker.kill()
     record_property("outcomes", dict(outcomes))
 
 

@@ -1,43 +1,29 @@
-"""Cleaning under fire: writers, other cleaners, killed clients, ended backends, interrupts."""
+"""Cleaning under fire: writers, and other cleaners."""
 
 from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import psycopg
 import pytest
 from support.database import STRATEGIES, Database
+from support.pools import PATIENCE, until
 
 from cleaner import Cleaner, Report
-from cleaner.errors import CleanerError, RetriesExhaustedError
+from cleaner.errors import RetriesExhaustedError
 
 pytestmark = pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 
-STRESS_SECONDS = float(os.environ.get("CLEANER_STRESS_SECONDS", "5"))
-KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "3"))  # per strategy
-PATIENCE = 30.0
-
-
-def until(met: Callable[[], object], what: str) -> None:
-    """Return as soon as ``met`` is; fail where it never is."""
-    deadline = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.002)
+STRESS_SECONDS = float(os.environ.get("CLEANER_STRESS_SECONDS", "3"))
 
 
 def waiting_cleaners(database: Database, locktype: str) -> int:
@@ -47,15 +33,6 @@ def waiting_cleaners(database: Database, locktype: str) -> int:
             "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT granted"
             f" AND datname = current_database() AND application_name = 'cleaner'"
             f" AND locktype = '{locktype}'"
-        )
-    )
-
-
-def advisory_locks(database: Database) -> int:
-    return int(
-        database.scalar(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
-            " (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
     )
 
@@ -227,7 +204,7 @@ def test_four_writers_and_a_cleaner_of_each_strategy_never_break_a_promise(
         cleaner.verify()
     assert {table: database.count(table) for table in TABLES} == dict.fromkeys(TABLES, 0)
     assert database.execute("SELECT last_value, is_called FROM ticket") == [(1000, False)]
-    assert advisory_locks(database) == 0
+    assert database.advisory_locks() == 0
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -324,7 +301,7 @@ def test_a_clean_that_a_deadlock_chose_as_victim_tries_again(database: Database)
 def test_a_deadlock_on_the_last_attempt_is_raised_with_its_reason(database: Database) -> None:
     with pytest.raises(RetriesExhaustedError, match="failed 1 times: deadlock detected"):
         blocked_by_deadlock(database, retries=1)
-    assert advisory_locks(database) == 0
+    assert database.advisory_locks() == 0
 
 
 # -- one at a time --------------------------------------------------------------------------
@@ -383,231 +360,3 @@ def test_threads_may_share_a_cleaner(database: Database) -> None:
         assert {report.round_trips / report.attempts for report in reports} == {1}
         assert any(report.tables for report in reports)
         cleaner.verify()
-
-
-# -- killed, ended, interrupted -------------------------------------------------------------
-
-LARGE = ("leaf", "root", "apart")
-
-
-def large(database: Database) -> None:
-    database.execute(
-        """CREATE TABLE root (id serial PRIMARY KEY, mark text DEFAULT 'there at the start');
-        CREATE TABLE leaf (id serial PRIMARY KEY, mark text DEFAULT 'there at the start',
-            root_id int NOT NULL REFERENCES root);
-        CREATE INDEX ON leaf (root_id);
-        CREATE TABLE apart (id serial PRIMARY KEY, mark text DEFAULT 'there at the start')"""
-    )
-
-
-def fill(database: Database, rows: int) -> None:
-    database.execute(
-        f"""INSERT INTO root SELECT FROM generate_series(1, {rows});
-        INSERT INTO leaf (root_id) SELECT id FROM root;
-        INSERT INTO apart SELECT FROM generate_series(1, {rows})"""
-    )
-
-
-def cleaner_backends(database: Database) -> list[tuple[Any, ...]]:
-    pids: list[tuple[Any, ...]] = database.execute(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name = 'cleaner'"
-    )
-    return pids
-
-
-# Forks a child for each line "strategy", which says when it is about to clean; its pid comes first.
-FORKER = """
-import os, sys
-import psycopg
-from cleaner import Cleaner
-for strategy in sys.stdin:
-    if child := os.fork():
-        print(child, flush=True)
-        os.waitpid(child, 0)
-        print("gone", flush=True)
-        continue
-    cleaner = Cleaner(sys.argv[1], strategy=strategy.strip(), lock_timeout=20)
-    cleaner.plan()
-    os.write(1, b"cleaning\\n")
-    cleaner.clean()
-    os.write(1, b"cleaned\\n")
-    sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def forker(database: Database) -> Iterator[subprocess.Popen[str]]:
-    """A process that makes cleaners to be killed."""
-    url = database.url.render_as_string(hide_password=False)
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORKER, url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
-    with process:
-        yield process
-        process.kill()
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_cleaner_killed_in_the_middle_leaves_all_or_nothing_and_no_lock(
-    database: Database,
-    forker: subprocess.Popen[str],
-    strategy: str,
-    record_property: Callable[[str, object], None],
-) -> None:
-    large(database)
-    assert forker.stdin is not None
-    assert forker.stdout is not None
-    dice, outcomes = random.Random(strategy), Counter[str]()
-    with database.cleaner(strategy=strategy, lock_timeout=PATIENCE) as cleaner:
-        fill(database, 5000)
-        cleaner.clean()
-        fill(database, 5000)
-        usual = cleaner.clean().seconds
-        cleaner.close()
-        for _ in range(KILLS):
-            fill(database, 5000)
-            print(strategy, file=forker.stdin, flush=True)
-            child = int(forker.stdout.readline())
-            assert forker.stdout.readline() == "cleaning\n"
-            time.sleep(dice.uniform(0, usual))
-            os.kill(child, signal.SIGKILL)
-            outcomes[said := forker.stdout.readline()] += 1
-            if said == "cleaned\n":
-                forker.stdout.readline()
-            until(lambda: not cleaner_backends(database), "the server has noticed")
-            assert advisory_locks(database) == 0
-            left = {table: database.count(table) for table in LARGE}
-            assert left in (dict.fromkeys(LARGE, 5000), dict.fromkeys(LARGE, 0))
-            outcomes["all left" if left["root"] else "none left"] += 1
-            fill(database, 1) if not left["root"] else None
-            cleaner.clean()
-            cleaner.verify()
-            cleaner.close()
-    record_property("outcomes", dict(outcomes))
-
-
-def test_a_forked_child_has_a_connection_of_its_own_and_leaves_the_parents_alone(
-    database: Database,
-) -> None:
-    database.execute("CREATE TABLE a (id serial); INSERT INTO a DEFAULT VALUES")
-    script = """
-    import os, sys
-    from cleaner import Cleaner
-    cleaner = Cleaner(sys.argv[1])
-    cleaner.clean()
-    for behave in (cleaner.clean, cleaner.close, cleaner.plan, lambda: None):
-        for end in (os._exit, sys.exit):
-            if child := os.fork():
-                assert os.waitpid(child, 0)[1] == 0
-                # One round trip: neither was the connection replaced, nor its functions made anew.
-                assert cleaner.clean().round_trips == 1, (behave, end)
-            else:
-                behave()
-                end(0)
-    """
-    url = database.url.render_as_string(hide_password=False)
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), url],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert (child.returncode, child.stderr) == (0, "")
-
-
-class Alarm(BaseException):
-    """What a runner's time limit raises in the middle of whatever runs."""
-
-
-@contextmanager
-def alarm(after: float, error: type[BaseException]) -> Iterator[None]:
-    """Raise ``error`` after that many seconds, unless the body has ended by then."""
-
-    def ring(signum: int, frame: FrameType | None) -> None:
-        raise error
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    try:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, after)
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, previous)
-
-
-# An exception that strikes in a destructor can't be raised there.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
-@pytest.mark.parametrize("strategy", ["auto", "truncate"])
-def test_an_interrupted_clean_leaves_no_lock_and_the_next_one_works(
-    database: Database, strategy: str, error: type[BaseException]
-) -> None:
-    large(database)
-    dice, interrupted = random.Random(strategy), 0
-    with database.cleaner(strategy=strategy, lock_timeout=PATIENCE) as cleaner:
-        fill(database, 1000)
-        cleaner.clean()
-        fill(database, 1000)
-        usual = cleaner.clean().seconds
-        for turn in range(15):
-            fill(database, 1000)
-            if turn % 3 == 0:
-                cleaner.close()  # and connecting is interrupted, sometimes
-            try:
-                with alarm(max(0.0001, dice.uniform(0, usual)), error):
-                    cleaner.clean()
-            except error:
-                interrupted += 1
-            cleaner.clean()
-            cleaner.verify()
-    assert interrupted
-    until(lambda: not cleaner_backends(database), "the server has noticed")
-    assert advisory_locks(database) == 0
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_clean_whose_backend_is_ended_succeeds_or_raises_a_cleaner_error(
-    database: Database, strategy: str, record_property: Callable[[str, object], None]
-) -> None:
-    large(database)
-    dice, over, outcomes = random.Random(strategy), threading.Event(), Counter[str]()
-
-    def shoot() -> None:
-        with database.connect() as gun:
-            while not over.wait(dice.uniform(0, 0.2)):
-                shot = gun.execute(
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    " AND application_name IN ('cleaner', 'unnamed')"
-                ).fetchone()
-                outcomes["shots"] += shot[0] if shot else 0
-
-    url = database.url.update_query_dict({"application_name": "unnamed"})  # until it is named
-    with ExitStack() as stack:
-        cleaner = stack.enter_context(Cleaner(url, strategy=strategy, lock_timeout=PATIENCE))
-        shooter = stack.enter_context(ThreadPoolExecutor(1)).submit(shoot)
-        stack.callback(over.set)
-        for _ in range(25):
-            fill(database, 500)
-            try:
-                cleaner.clean()
-            except CleanerError as error:
-                outcomes[type(error).__name__] += 1
-            else:
-                outcomes["cleaned"] += 1
-                assert {database.count(table) for table in LARGE} == {0}
-        over.set()
-        shooter.result()
-        cleaner.clean()
-        cleaner.verify()
-    record_property("outcomes", dict(outcomes))
-    assert outcomes["shots"]
-    assert advisory_locks(database) == 0

@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.database import Database
-from support.pools import Own, connect, server_of
+from support.pools import Own
+from support.projects import Run
 
 from cleaner.cli import main
 
 on_embedded = pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 
-CONFTEST = """
-import pytest
 
-
-@pytest.fixture(scope="session")
-def cleaner_setup():
-    def setup(engine):
-        with engine.begin() as connection:
-            connection.exec_driver_sql("CREATE TABLE item (id serial PRIMARY KEY, name text)")
-    return setup
-
-
-@pytest.fixture
-def add(clean_database, cleaner_engine):
-    def add(name):
-        with cleaner_engine.begin() as connection:
-            connection.exec_driver_sql(f"INSERT INTO item (name) VALUES ('{name}')")
-    return add
-"""
-Run = Callable[..., pytest.RunResult]
-
-
-@pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A suite of its own, which knows nothing of the run that it is run by."""
-    for variable in list(os.environ):
-        if variable.startswith(("PYTEST_", "CLEANER_")):
-            monkeypatch.delenv(variable)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:cacheprovider")
-    pytester.makeconftest(CONFTEST)
-    return pytester
-
-
-@pytest.fixture
-def own(worker_database: Database) -> Iterator[Own]:
-    with closing(Own(server_of(worker_database))) as own:
-        own.pool().rows()  # there is a control database
-        yield own
-        with closing(connect(own.url.set(database="cleaner_control"))) as control:
-            control.execute(f"DELETE FROM cleaner.kept WHERE starts_with(base, '{own.prefix}')")
+@pytest.fixture(autouse=True)
+def cleaned(monkeypatch: pytest.MonkeyPatch, project: pytest.Pytester) -> None:
+    """Each test of the project is cleaned up after."""
+    monkeypatch.setenv("CLEANER_AUTOUSE", "true")
 
 
 @pytest.fixture
@@ -66,9 +28,7 @@ def run(project: pytest.Pytester, own: Own) -> Run:
     """Run that suite with the option, on a server."""
 
     def run(*arguments: str, role: str = "") -> pytest.RunResult:
-        return project.runpytest_subprocess(
-            "--cleaner-keep", "--cleaner-url", own.text(role), *arguments
-        )
+        return project.runpytest("--cleaner-keep", "--cleaner-url", own.text(role), *arguments)
 
     return run
 
@@ -126,7 +86,7 @@ def test_the_database_of_a_failed_test_is_kept_and_the_report_says_how_to_look(
 @on_embedded
 def test_without_the_option_nothing_is_kept(project: pytest.Pytester, own: Own) -> None:
     project.makepyfile(test_it=FAILING)
-    result = project.runpytest_subprocess("--cleaner-url", own.text())
+    result = project.runpytest("--cleaner-url", own.text())
     result.assert_outcomes(failed=1, passed=1)
     assert kept(own) == []
     assert "kept database" not in result.stdout.str()
@@ -206,7 +166,7 @@ def test_five_at_most_are_kept_of_a_run_and_five_more_of_the_next(
             assert False
         """
     )
-    for count in (5, 10):
+    for count in (5, 10) if not arguments else (5,):
         result = run(*arguments)
         result.assert_outcomes(failed=8)
         assert len(kept(own)) == count

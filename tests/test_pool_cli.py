@@ -471,6 +471,7 @@ def test_drop_leaves_other_pools_alone(run: Command, own: Own) -> None:
 # -- psql -----------------------------------------------------------------------------------
 
 
+@on_embedded
 def test_psql_runs_in_the_named_database(own: Own, tmp_path: Path) -> None:
     name = kept(own)
     command = [sys.executable, "-m", "cleaner", "pool", "psql", "--url", own.text(), name]

@@ -87,7 +87,7 @@ def test_every_pool_gives_live_connections_afterwards(
 ) -> None:
     engine = create_engine(subject.url(driver), poolclass=poolclass)
     try:
-        for _ in range(3):
+        for _ in range(2):
             with engine.begin() as connection:
                 connection.execute(text("INSERT INTO thing VALUES (1)"))
             replace(subject)
@@ -104,7 +104,7 @@ def test_every_asynchronous_pool_gives_live_connections_afterwards(
 ) -> None:
     async def main() -> None:
         engine = asynchronous(subject.url(driver), poolclass=poolclass)
-        for _ in range(3):
+        for _ in range(2):
             async with engine.begin() as connection:
                 await connection.execute(text("INSERT INTO thing VALUES (1)"))
             await asyncio.to_thread(replace, subject)

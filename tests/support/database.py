@@ -69,6 +69,15 @@ class Database:
         """How many rows a table holds."""
         return int(self.scalar(f"SELECT count(*) FROM {table}"))
 
+    def advisory_locks(self) -> int:
+        """How many are held in this database."""
+        return int(
+            self.scalar(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+                " (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+        )
+
     def cleaner(
         self, metadata: object = None, *, role: str = "postgres", **settings: Any
     ) -> Cleaner:

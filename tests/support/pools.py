@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psycopg
+import pytest
 from sqlalchemy import URL
 
 from cleaner.provision.leases import Pool
@@ -123,6 +125,12 @@ class Own:
     def sweep(self, role: str = "") -> list[str]:
         return self.pool(role).sweep(timedelta(0), timedelta(0))
 
+    def given_back(self) -> int:
+        """The number of leases, if each of them was given back."""
+        rows = self.pool().rows()
+        assert [(row.worker, living) for row, living in rows] == [(None, False)] * len(rows)
+        return len(rows)
+
     def close(self) -> None:
         self.run(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -131,7 +139,7 @@ class Own:
         for name in self.databases():
             self.run(f'ALTER DATABASE "{name}" IS_TEMPLATE false')
             self.run(f'DROP DATABASE "{name}" WITH (FORCE)')
-        for table in ("lease", "template"):
+        for table in ("lease", "template", "kept"):
             self.control(f"DELETE FROM cleaner.{table} WHERE starts_with(base, '{self.prefix}')")
         for role in self._roles:
             self.run(f"DROP ROLE {role}")
@@ -239,3 +247,11 @@ def alive(pid: int) -> bool:
 def server_of(database: Database) -> URL:
     """The superuser's URL of the server that a test's database is on."""
     return database.url.set(database="postgres")
+
+
+@pytest.fixture
+def own(worker_database: Database) -> Iterator[Own]:
+    """A pool's place on this test's server, which has a control database."""
+    with closing(Own(server_of(worker_database))) as own:
+        own.pool().rows()
+        yield own
