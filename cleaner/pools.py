@@ -53,11 +53,10 @@ def _is_dead(dialect: Any, connection: Any) -> bool:
         return False
     driver = dialect.loaded_dbapi
     try:
-        dialect.do_ping(connection)
+        return dialect.do_ping(connection) is False  # so SQLAlchemy 2.0.0; later ones raise
     # In the instant in which a session ends some drivers raise what dialects do not recognise.
     except (driver.OperationalError, driver.InterfaceError, OSError):
         return True
     except driver.Error as error:
         # Else it is in the middle of something: its holder shares it.
         return bool(dialect.is_disconnect(error, connection, None))
-    return False

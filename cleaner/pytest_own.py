@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from sqlalchemy import URL, Engine
 
@@ -23,7 +24,7 @@ class Own:
         self._own, self.name = own, own.name
         try:
             guard.check(own.base, order.settings.allow_databases)
-            own.prepare(lambda: order.fingerprint(own.server), lambda at: self._build(order, at))
+            own.prepare(lambda: order.fingerprint(own.server), partial(self._build, order))
             self.source: URL | Engine = own.source
             with order.cleaner(self.source, own.name) as cleaner:
                 self.url = cleaner.connect()
@@ -32,8 +33,8 @@ class Own:
             own.close()
             raise
 
-    def _build(self, order: Order, source: URL | Engine) -> None:
-        with order.cleaner(source, self._own.name) as cleaner:
+    def _build(self, order: Order, source: URL | Engine, name: str) -> None:
+        with order.cleaner(source, name) as cleaner:
             build(cleaner, order.setup, seeds=True)
 
     @contextmanager

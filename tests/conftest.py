@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +27,9 @@ pytest_plugins = [
 
 
 def _disk_binaries() -> Path | None:
-    """The newest PostgreSQL that is installed beside the wheel's."""
+    """The PostgreSQL that is named, else the newest that is installed beside the wheel's."""
+    if named := os.environ.get("TEST_POSTGRES_BIN"):
+        return Path(named)
     places = [path.parent for path in Path("/usr/lib/postgresql").glob("[0-9]*/bin/postgres")]
     if on_path := shutil.which("postgres"):
         places.append(Path(on_path).resolve().parent)

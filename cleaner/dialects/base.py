@@ -149,9 +149,10 @@ class OwnDatabase(Protocol):
     def source(self) -> URL | Engine: ...
 
     def prepare(
-        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine], None]
+        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine, str], None]
     ) -> None:
-        """Have it there as ``build`` makes it of an empty one; where that was done before for the
+        """Have it there as ``build`` makes it of an empty one, which it is given with the name by
+        which the guard will call that; where that was done before for the
         same ``fingerprint`` it may be used again, with rows that somebody has left. Raises what
         ``build`` does, and then it is not there.
         """

@@ -83,7 +83,7 @@ class OwnSchema:
         raise AssertionError
 
     def prepare(
-        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine], None]
+        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine, str], None]
     ) -> None:
         told, name = literal(fingerprint()), literal(self.name)
         known = self._session.execute(
@@ -96,7 +96,7 @@ class OwnSchema:
         self._session.execute(f"REPLACE INTO {self._made} VALUES ({name}, NULL)")
         self._session.execute(f"DROP DATABASE IF EXISTS {quote(self.name)}")
         self._session.execute(f"CREATE DATABASE {quote(self.name)}{self._character_set()}")
-        build(self.source)
+        build(self.source, self.name)
         self._session.execute(f"REPLACE INTO {self._made} VALUES ({name}, {told})")
 
     def _character_set(self) -> str:

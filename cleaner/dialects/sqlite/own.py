@@ -20,7 +20,7 @@ from sqlalchemy.pool import StaticPool
 
 from cleaner.errors import ProvisionError
 
-Build = Callable[[URL | Engine], None]
+Build = Callable[[URL | Engine, str], None]
 _SERVER = f"sqlite {sqlite3.sqlite_version}"
 _BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database file
 _PATIENCE = 1800  # seconds after which whoever builds a template counts as stuck
@@ -54,7 +54,7 @@ class OwnMemory:
         )
 
     def prepare(self, fingerprint: Callable[[], str], build: Build) -> None:
-        build(self.source)
+        build(self.source, self.name)
 
     def close(self) -> None:
         self.source.dispose()
@@ -124,7 +124,7 @@ class OwnFile:
         _remove(unfinished)
         try:
             sqlite3.connect(unfinished).close()
-            build(self._at(unfinished))
+            build(self._at(unfinished), unfinished.name)
             with closing(sqlite3.connect(unfinished)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             unfinished.touch()
