@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cleaner import guard, pools, registry, retry
 from cleaner.dialects import Done, connect
@@ -64,7 +65,7 @@ class Cleaner:
 
     def __init__(
         self,
-        url: str | URL | Engine | None = None,
+        url: str | URL | Engine | AsyncEngine | None = None,
         metadata: object = None,
         *,
         settings: Settings | None = None,
@@ -215,7 +216,8 @@ class Cleaner:
                 f"The strategy {self._strategy.name!r} can't clean {target.database.name}: "
                 f"{refusal}.",
                 "the role, or a table, does not allow what this strategy does",
-                'strategy = "auto", or exclude = ["table"], or the GRANT above',
+                'strategy = "auto", or exclude = ["table"]'
+                + (", or the GRANT above" if "GRANT" in refusal else ""),
             )
         plan = self._strategy.plan(target)
         program = self._session.compile(plan, target)

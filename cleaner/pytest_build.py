@@ -17,12 +17,13 @@ Setup = Callable[[Engine], None]
 
 
 def settings_for(settings: Settings, source: URL | Engine, name: str = "") -> Settings:
-    """The settings for a database that was made for one which they allow. Its own name, which is
-    ``name`` if it is not that in the URL, may be too long to say so.
+    """The settings for the database of ``source``; with the ``name`` of one that was made for one
+    which they allow, since that itself may not be called as they say.
     """
-    url = source.url if isinstance(source, Engine) else source
-    allowed = (*(settings.allow_databases or ()), name or url.database or "test")
-    return settings.merged({"url": source, "allow_databases": allowed}, "fixture")
+    chosen: dict[str, object] = {"url": source}
+    if name:
+        chosen["allow_databases"] = (*(settings.allow_databases or ()), name)
+    return settings.merged(chosen, "fixture")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Order:
     seeds: bool
 
     def cleaner(self, source: URL | Engine, name: str = "") -> Cleaner:
-        """A cleaner of that database, which the guard calls ``name``."""
+        """A cleaner of that database; with the ``name`` of one that was made for this order."""
         return Cleaner(settings=settings_for(self.settings, source, name))
 
     def intact(self, cleaner: Cleaner) -> str:

@@ -226,7 +226,8 @@ class TestDatabase:
         if isinstance(source, Engine):  # memory, which goes with its pool
             yield source
             return
-        engine = create_engine(source)
+        # By the URL of an asynchronous driver: with the synchronous one that the cleaner took.
+        engine = create_engine(self.cleaner.connect() if source.get_dialect().is_async else source)
         yield engine
         engine.dispose()
 

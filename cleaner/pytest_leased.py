@@ -41,7 +41,7 @@ class Leased:
             self.template = pool.template(
                 fingerprint, lambda url: _build(order, url, source), source
             )
-        with order.cleaner(lease.url) as cleaner:
+        with order.cleaner(lease.url, lease.database) as cleaner:
 
             def intact() -> str:
                 return order.intact(cleaner)
@@ -115,7 +115,7 @@ def _build(order: Order, url: URL, source: str) -> None:
     """Make the template: by the user's setup, or of what is in a copy of the configured database,
     less the rows that are not its baseline.
     """
-    with order.cleaner(url) as cleaner:
+    with order.cleaner(url, url.database or "") as cleaner:
         if source:
             cleaner.clean()
         build(cleaner, order.setup, seeds=True)

@@ -81,7 +81,7 @@ class _Selection:
         self, database: Database, models: frozenset[TableName] | None, settings: Settings
     ) -> None:
         self.database, self.models, self.settings = database, models, settings
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [*database.warnings]
         self.tables = {
             relation.key: relation
             for relation in database.relations

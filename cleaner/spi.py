@@ -102,7 +102,8 @@ class Database:
 
     ``fingerprint`` changes whenever anything in here does. ``no_replica`` says why foreign keys
     and triggers can't be switched off for a session, and is empty where they can. ``lost`` names
-    what was captured and is not in the schema any more.
+    what was captured and is not in the schema any more. ``warnings`` tell which promises the
+    database can't keep, whatever the plan.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Database:
     relations: tuple[Relation, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     sequences: tuple[Sequence, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def relation(self, key: int) -> Relation:
         """The relation with that key."""

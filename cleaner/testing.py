@@ -265,7 +265,6 @@ class StrategyContract:
         try:
             cleaner.capture()
         except StrategyRefusedError as refusal:
-            assert refusal.remedy
             pytest.skip(f"refused: {refusal.what}")
         for _ in range(2):
             with engine.begin() as connection:

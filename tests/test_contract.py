@@ -1,4 +1,4 @@
-"""The contract suite, run as a third party would."""
+"""The contract suite, run as a third party would; for the built-in strategies see the matrix."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ from typing import ClassVar
 
 from cleaner.spi import Plan, Restart, Strategy, Target, Truncate
 from cleaner.testing import StrategyContract
-
-
-class TestAuto(StrategyContract):
-    strategy = "auto"
-
-
-class TestDelete(StrategyContract):
-    strategy = "delete"
-
-
-class TestTruncate(StrategyContract):
-    strategy = "truncate"
-
-
-class TestReplica(StrategyContract):
-    strategy = "replica"
 
 
 class TruncateGroupByGroup(Strategy):

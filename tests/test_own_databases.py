@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 from support.mariadb import MariaDatabase
 from support.projects import builds
 
@@ -138,3 +139,28 @@ def test_what_cannot_be_shared_is_refused_with_several_workers(suite: pytest.Pyt
         ["*2 workers can't share duckdb:///app_test.duckdb*", "*pytest -n 0*"]
     )
     assert Path(suite.path / "builds").exists() is False
+
+
+def test_a_shared_database_that_is_not_called_a_test_database_is_refused_and_left_alone(
+    suite: pytest.Pytester, mariadb: MariaDatabase
+) -> None:
+    live = f"live_{mariadb.name.removeprefix('test_')}"
+    user = mariadb.plain_user()
+    mariadb.execute(f"CREATE DATABASE {live}; GRANT ALL ON {live}.* TO {user}")
+    mariadb.execute(f"CREATE TABLE {live}.item (id int); INSERT INTO {live}.item VALUES (1)")
+    duckdb = create_engine(f"duckdb:///{suite.path}/live.duckdb")
+    with duckdb.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE item AS SELECT 1 AS id")
+    duckdb.dispose()
+    try:
+        for url in (mariadb.server.url(live, user), duckdb.url):
+            settings(suite, url.render_as_string())
+            result = suite.runpytest_subprocess()
+            result.assert_outcomes(errors=8)
+            result.stdout.fnmatch_lines(["*Refused to clean the database 'live*"])
+        assert mariadb.execute(f"SELECT id FROM {live}.item") == [(1,)]
+        with duckdb.connect() as connection:
+            assert connection.exec_driver_sql("SELECT id FROM item").all() == [(1,)]
+    finally:
+        duckdb.dispose()
+        mariadb.execute(f"DROP DATABASE {live}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import URL, Engine
 
 from cleaner.dialects.base import Done, Guard, Health, OwnDatabase, Session, Turns
-from cleaner.errors import SettingsError
 
 __all__ = [
     "Done",
@@ -38,11 +37,9 @@ def connect(source: URL | Engine, guard: Guard, lock_timeout: float) -> Session:
         from cleaner.dialects.sqlite.session import SqliteSession
 
         return SqliteSession(source, guard, lock_timeout)
-    raise SettingsError(
-        f"There is no cleaner for {url.get_backend_name()!r} databases.",
-        "this version knows PostgreSQL",
-        'url = "postgresql+psycopg://localhost/app_test"',
-    )
+    from cleaner.dialects.generic.session import GenericSession
+
+    return GenericSession(source, guard, lock_timeout)
 
 
 def has_pool(url: URL) -> bool:

@@ -36,14 +36,37 @@ def close(dialect: Dialect, connection: Any) -> None:
 
 
 def kill(dialect: Dialect, connection: Any) -> None:
-    """Close it at once, in its own running loop, without a word to the server. Never waits, so
-    nobody can cancel it. Called in a greenlet.
+    """Close it at once, in its own running loop, without a word to the server. Waits for nobody
+    but a driver's own thread. Called in a greenlet.
     """
+    driver = connection.driver_connection
 
     async def kill_outside_of_the_greenlet() -> None:  # inside, SQLAlchemy would wait
-        abandon(dialect, connection)
+        if hasattr(driver, "interrupt"):
+            await _end_thread(driver)
+        else:
+            abandon(dialect, connection)
+            await asyncio.sleep(0)  # in which the loop closes the socket
 
     await_only(kill_outside_of_the_greenlet())
+
+
+async def _end_thread(driver: Any) -> None:
+    """End aiosqlite's thread, which reports to the loop, and so has to be outlived by it."""
+    if not getattr(driver, "_thread", driver).is_alive():
+        return
+    with suppress(Exception):
+        await driver.interrupt()
+    stop = getattr(driver, "stop", driver.close)  # which older versions don't have
+    ended, cancelled = asyncio.ensure_future(stop()), None
+    deadline = asyncio.get_running_loop().time() + _GRACE
+    while not ended.done() and asyncio.get_running_loop().time() < deadline:
+        try:
+            await asyncio.wait([ended], timeout=_GRACE)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def abandon(
@@ -57,8 +80,8 @@ def abandon(
         return
     driver = connection.driver_connection
     transport = _transport(driver)
-    if transport is not None and loop is not None:
-        # The loop does nothing any more, so it is up to us that the server hears of it.
+    if transport is not None:
+        # The server is to hear of it now: the loop may do nothing any more, or not for a while.
         with suppress(OSError, AttributeError):
             transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
     with suppress(Exception):

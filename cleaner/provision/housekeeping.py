@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from cleaner.dialects.postgresql.control import PROVIDER, Control, Row
 from cleaner.dialects.postgresql.control_databases import NoPoolError
 from cleaner.dialects.postgresql.control_templates import Template
-from cleaner.dialects.postgresql.failures import sqlstate
+from cleaner.dialects.postgresql.failures import said, sqlstate
 from cleaner.dialects.postgresql.sql import quote
 from cleaner.errors import ProvisionError
 
@@ -388,6 +388,4 @@ def _template_entry(known: Template, building: bool, now: datetime, size: int | 
 
 def _said(error: Exception) -> str:
     """What the server says, on one line."""
-    details = error.args[0] if error.args else ""
-    said = str(details.get("M") if isinstance(details, dict) else error)
-    return (said.splitlines() or [type(error).__name__])[0]
+    return (said(error).splitlines() or [type(error).__name__])[0]

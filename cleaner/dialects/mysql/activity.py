@@ -17,14 +17,17 @@ Rows = list[tuple[Any, ...]]
 Execute = Callable[[str], Rows]
 _HERE = "p.DB = DATABASE() AND p.ID <> CONNECTION_ID()"
 # A transaction that has begun and has nothing running is idle in it.
-_STATE = """CASE WHEN p.COMMAND <> 'Sleep' THEN CONCAT('active', IF(COALESCE(p.STATE, '') = '',
-       '', CONCAT(' (', p.STATE, ')'))) WHEN {open} THEN 'idle in transaction' ELSE {else} END"""
-_ALL = f"""SELECT p.ID, p.USER, p.HOST, {_STATE.format(open='t.trx_id IS NOT NULL', **{'else': "'idle'"})},
+_STATE = """CASE WHEN p.COMMAND <> 'Sleep'
+            THEN CONCAT('active', IF(COALESCE(p.STATE, '') = '', '', CONCAT(' (', p.STATE, ')')))
+            WHEN {has_begun} THEN 'idle in transaction' ELSE '{else_idle}' END"""
+_ALL = f"""SELECT p.ID, p.USER, p.HOST,
+       {_STATE.format(has_begun="t.trx_id IS NOT NULL", else_idle="idle")},
        IF(t.trx_id IS NULL, p.TIME, TIMESTAMPDIFF(MICROSECOND, t.trx_started,
           CONVERT_TZ(NOW(6), '+00:00', @@GLOBAL.time_zone)) / 1000000), p.INFO, t.trx_id IS NOT NULL
   FROM information_schema.PROCESSLIST p
   LEFT JOIN information_schema.INNODB_TRX t ON t.trx_mysql_thread_id = p.ID"""
-_OWN = f"""SELECT p.ID, p.USER, p.HOST, {_STATE.format(open='FALSE', **{'else': "'idle, or idle in a transaction'"})},
+_OWN = f"""SELECT p.ID, p.USER, p.HOST,
+       {_STATE.format(has_begun="FALSE", else_idle="idle, or idle in a transaction")},
        p.TIME, p.INFO, TRUE FROM information_schema.PROCESSLIST p"""
 
 

@@ -200,9 +200,7 @@ class _Capture:
         targeted = {table.key for table in self.target.tables}
         for key in self.catalog.database.foreign_keys:
             parent = relation(key.parent)
-            kept = key.parent in captured or (
-                parent.captured > 0 and key.parent not in chosen
-            )
+            kept = key.parent in captured or (parent.captured > 0 and key.parent not in chosen)
             if key.child not in captured or key.parent not in targeted or kept:
                 continue
             child = self.catalog.facts[key.child].sql

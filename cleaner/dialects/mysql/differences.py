@@ -205,8 +205,7 @@ def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 def _values(columns: Sequence[Column], row: str) -> str:
     """How each value begins, and how long it is."""
     return ", ".join(
-        f"LEFT({c.text(row)}, {_FETCHED}), COALESCE(CHAR_LENGTH({c.text(row)}), 0)"
-        for c in columns
+        f"LEFT({c.text(row)}, {_FETCHED}), COALESCE(CHAR_LENGTH({c.text(row)}), 0)" for c in columns
     )
 
 
@@ -236,5 +235,6 @@ def _changed(shape: Captured, row: Sequence[Any]) -> RowDiff:
         if flags[i]:
             texts = (None if head is None else _text(head) for head in (old[0], new[0]))
             start = start_of_difference(*texts)
-            changes.append((column.name, _value(column, *old, start), _value(column, *new, start)))
+            before, after = (_value(column, side[0], side[1], start) for side in (old, new))
+            changes.append((column.name, before, after))
     return RowDiff("changed", tuple(key), tuple(changes))

@@ -38,6 +38,19 @@ _TRIGGERS = """SELECT EVENT_OBJECT_TABLE, EVENT_MANIPULATION, TRIGGER_NAME
 _ENGINES = "SELECT ENGINE, TRANSACTIONS FROM information_schema.ENGINES"
 _CROSSING = """SELECT 1 FROM {foreign_keys}
  WHERE SUBSTRING_INDEX(FOR_NAME, '/', 1) <> SUBSTRING_INDEX(REF_NAME, '/', 1) LIMIT 1"""
+# The server knows when it made or altered a table or trigger to the second, so for longer than that
+# one change could hide behind another.
+_MARK = """SELECT CONCAT_WS(' ',
+    (SELECT MD5(GROUP_CONCAT(TABLE_NAME, ' ', TABLE_TYPE, ' ', COALESCE(CREATE_TIME, '')
+        ORDER BY TABLE_NAME)) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()),
+    (SELECT MD5(GROUP_CONCAT(EVENT_OBJECT_TABLE, ' ', TRIGGER_NAME, ' ', COALESCE(CREATED, '')
+        ORDER BY TRIGGER_NAME))
+       FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = DATABASE()), ''),
+    (SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()
+        AND CREATE_TIME >= NOW() - INTERVAL 2 SECOND)
+    + (SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = DATABASE()
+        AND CREATED >= NOW() - INTERVAL 2 SECOND)"""
+_BOOK = f"SELECT kind, name, copy, number FROM {BASELINE} ORDER BY kind, name"
 _UNIQUE = """SELECT TABLE_NAME, INDEX_NAME, COLUMN_NAME, NULLABLE, SUB_PART
   FROM information_schema.STATISTICS
  WHERE TABLE_SCHEMA = DATABASE() AND NON_UNIQUE = 0 AND TABLE_NAME IN ({tables})
@@ -79,7 +92,7 @@ def discover(execute: Execute, flavour: MySQL, driver_error: Any) -> Found:
     schemas = {name, *(row[0] for row in keys)}
     book = []
     if any(row[0] == BASELINE for row in tables):
-        book = execute(f"SELECT kind, name, copy, number FROM {BASELINE} ORDER BY kind, name")
+        book = execute(_BOOK)
     return Found(
         name=name,
         newest=int(newest),
@@ -91,6 +104,16 @@ def discover(execute: Execute, flavour: MySQL, driver_error: Any) -> Found:
         engines=execute(_ENGINES),
         book=book,
     )
+
+
+def mark(execute: Execute, flavour: MySQL, driver_error: Any, has_baseline: bool) -> str:
+    """What is the same as long as the schema is, and what was captured, and takes a part of the
+    time; empty where it could be the same for another schema, too.
+    """
+    found, young = execute(_MARK)[0]
+    if young or _crossing(execute, flavour, driver_error):
+        return ""
+    return f"{found} {execute(_BOOK) if has_baseline else ''}"
 
 
 def _crossing(execute: Execute, flavour: MySQL, driver_error: Any) -> bool:

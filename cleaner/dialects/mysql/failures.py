@@ -37,9 +37,14 @@ def translate(error: Exception, program: Program) -> Exception:
     return refused(error, catalog)
 
 
+def is_wait(error: Exception) -> bool:
+    """Whether a lock was not to be had in time."""
+    return number(error) == _LOCK_WAIT
+
+
 def passing(error: Exception) -> Transient | None:
     """The error if it may pass when tried again, else None."""
-    if number(error) == _LOCK_WAIT:
+    if is_wait(error):
         return LockWait(_message(error))
     if number(error) in _CONFLICTS:
         return Conflict(_message(error))

@@ -51,8 +51,6 @@ class MySQL:
     }
     counters: ClassVar[tuple[str, ...]] = _DDL
     status: ClassVar[str] = "performance_schema.global_status"
-    polls: ClassVar[bool] = False
-    """Whether a lock timeout of 0 seconds is allowed, and means not to wait."""
     has_sequences: ClassVar[bool] = False
     foreign_keys: ClassVar[str] = "information_schema.INNODB_FOREIGN"
 
@@ -66,7 +64,9 @@ class MySQL:
         return [*statements]
 
     def seconds(self, milliseconds: float) -> int:
-        """The time to wait for a lock in whole seconds, as the server wants it."""
+        """The time to wait for a lock in whole seconds: one at least on MySQL, which has no word
+        for not waiting.
+        """
         return max(1, int(milliseconds // 1000))
 
     @property
@@ -88,7 +88,6 @@ class MariaDB(MySQL):
     }
     counters = (*_DDL, "create_sequence", "drop_sequence")
     status = "information_schema.GLOBAL_STATUS"
-    polls = True
     has_sequences = True
     foreign_keys = "information_schema.INNODB_SYS_FOREIGN"
 

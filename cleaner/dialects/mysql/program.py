@@ -62,8 +62,8 @@ class Program:
 
     @cached_property
     def looked_at(self) -> tuple[Job, ...]:
-        """The jobs that depend on what is found."""
-        return tuple(job for job in self.jobs if not job.truncate)
+        """The jobs that depend on what is found; parents first, as most writers come by them."""
+        return tuple(job for job in reversed(self.jobs) if not job.truncate)
 
     @cached_property
     def real_sequences(self) -> tuple[Sequence, ...]:
@@ -138,8 +138,13 @@ class Program:
 
     def transaction(self, jobs: Iterable[Job]) -> Iterator[str]:
         """Begin it, and empty or restore the tables; foreign keys are checked after it again."""
+        jobs = [*jobs]
         yield REPEATABLE  # whoever inserts into what was deleted from waits for us
         yield "START TRANSACTION"
+        # Parents first, as most writers come by them: who waits for us then holds nothing that
+        # we want. By no index, in which rows would lie in another order than the one of DELETE.
+        for job in reversed(jobs if len(jobs) > 1 else []):
+            yield f"SELECT COUNT(*) INTO @cleaner_rows FROM {job.facts.sql} USE INDEX () FOR UPDATE"
         unchecked = False
         for job in jobs:
             off = job.unchecked or job.facts.captured is not None
@@ -213,7 +218,7 @@ class Program:
     def __str__(self) -> str:
         lines = ["-- 1. one clean at a time; which tables hold rows, which counters have moved"]
         lines += [f"{statement};" for statement in self.look(0, 0, self.catalog.newest)]
-        rows = [*self.transaction(job for job in self.looked_at if job.facts.transactional)]
+        rows = [*self.transaction(j for j in self.jobs if not j.truncate and j.facts.transactional)]
         if self.looked_at:
             lines += ["-- 3. of these, what was found to be needed"]
             lines += [f"{statement};" for statement in rows]

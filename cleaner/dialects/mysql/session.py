@@ -10,15 +10,15 @@ from sqlalchemy import URL, Engine
 from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.mysql import activity, capture, failures
 from cleaner.dialects.mysql.catalog import Catalog, parse
-from cleaner.dialects.mysql.cleaning import clean
+from cleaner.dialects.mysql.cleaning import Patience, Run
 from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.description import describe
 from cleaner.dialects.mysql.differences import differences
-from cleaner.dialects.mysql.discovery import discover, unique_keys
+from cleaner.dialects.mysql.discovery import discover, mark, unique_keys
 from cleaner.dialects.mysql.program import Program, compile_plan
 from cleaner.difference import Diff
 from cleaner.errors import Blocker, StrategyRefusedError
-from cleaner.retry import Stale
+from cleaner.retry import Conflict, Stale
 from cleaner.spi import Database, Plan, Recreate, Relation, Target
 
 
@@ -27,11 +27,14 @@ class MySQLSession(MySQLConnection):
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self._catalog: Catalog | None = None
-        self._newest = -1  # the newest DDL with which the schema was known to be the catalog's
+        self._newest_ddl = -1  # the newest DDL with which the schema was known to be the catalog's
+        self._marked = ("", "")  # the last fingerprint that was found, and its mark
+        self._patience = Patience()
+        self._met_conflict = False  # in the last try
         super().__init__(source, guard, lock_timeout)
 
     def _vanished(self) -> None:
-        self._newest = -1  # the server counts anew when it starts
+        self._newest_ddl = -1  # the server counts anew when it starts
 
     # -- looking --------------------------------------------------------------------------
 
@@ -41,7 +44,7 @@ class MySQLSession(MySQLConnection):
         captured = [name for kind, name, *_ in found.book if kind == "t"]
         unique = unique_keys(self.execute, captured)
         self._catalog = parse(found, self.server, self.user, unique)
-        self._newest = found.newest
+        self._newest_ddl = found.newest
         return self._catalog.database
 
     @property
@@ -71,13 +74,27 @@ class MySQLSession(MySQLConnection):
 
     def run(self, program: Program, wait: int) -> Done:
         self._connect()
-        catalog = program.catalog
+        fingerprint = program.catalog.database.fingerprint
 
         def fits() -> bool:
-            now = discover(self.execute, self.flavour, self.driver_error)
-            return now.fingerprint == catalog.database.fingerprint
+            asked = self.execute, self.flavour, self.driver_error
+            known = (fingerprint, mark(*asked, program.catalog.has_baseline))
+            if known[1] and known == self._marked:
+                return True
+            if discover(*asked).fingerprint != fingerprint:
+                return False
+            self._marked = known
+            return True
 
-        done, self._newest = clean(self, program, self._newest, fits, wait)
+        run = Run(self, program, self._newest_ddl, fits, fence=self._met_conflict)
+        try:
+            done = run.clean(self._patience.seconds(wait, self.flavour), wait)
+        except Conflict:
+            self._met_conflict = True
+            raise
+        self._met_conflict = False
+        self._newest_ddl = run.newest
+        self._patience.is_over()
         return done
 
     # -- baselines ------------------------------------------------------------------------
@@ -137,9 +154,6 @@ class MySQLSession(MySQLConnection):
 
     def blockers(self, program: Any) -> tuple[Blocker, ...]:
         return activity.blockers(self.execute, self.catalog.database.name, self.driver_error)
-
-    def others(self) -> tuple[Blocker, ...]:
-        return activity.others(self.execute, self.driver_error)
 
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         return activity.terminate(self.execute, blockers, self.driver_error)

@@ -303,7 +303,8 @@ UNION ALL SELECT 'subscription ' || s.subname FROM pg_catalog.pg_subscription s
     def _translate(self, error: Exception) -> CleanerError:
         code, message = sqlstate(error), said(error).partition("\n")[0]
         if code == "42501":
-            return self._refused(f"{message}: do it as superuser, or undo what only a superuser may")
+            remedy = "do it as superuser, or undo what only a superuser may"
+            return self._refused(f"{message}: {remedy}")
         if code == "55006":
             return occupants.in_use(self._run, self.database)
         if code == "55P03":

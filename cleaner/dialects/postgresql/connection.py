@@ -102,7 +102,7 @@ class PostgresConnection(HeldConnection):
             if not (self._prepares and sqlstate(error) == "42601"):
                 raise
         # More than one statement can't be prepared. Of those nobody wants the rows.
-        await_only(connection.driver_connection.execute(sql))
+        await_only(connection.dbapi_connection.driver_connection.execute(sql))
         return []
 
     @property

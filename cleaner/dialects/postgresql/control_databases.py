@@ -42,7 +42,7 @@ class Databases(PostgresConnection):
             yield
             self.execute("COMMIT", True)
         except BaseException:
-            self.execute("ROLLBACK")
+            self.execute("ROLLBACK", True)
             raise
 
     def now(self) -> datetime:

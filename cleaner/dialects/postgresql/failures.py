@@ -71,7 +71,7 @@ def said(error: Exception) -> str:
     if isinstance(details, dict):  # pg8000
         parts = (("", "M"), ("DETAIL: ", "D"), ("HINT: ", "H"))
         return "\n".join(f"{head}{details[key]}" for head, key in parts if key in details)
-    original = error.__cause__  # asyncpg's, of which SQLAlchemy hands on the first line, or the type
+    original = error.__cause__  # asyncpg's, of which SQLAlchemy does not hand on all
     return str(original if hasattr(original, "sqlstate") else error)
 
 

@@ -88,10 +88,12 @@ class Captured:
         name, written = self.facts.sql, self.facts.written
         names = ", ".join(quote(column) for column in written)
         values = ", ".join(self.value(column) for column in written)
+        insert = f"INSERT INTO {name} ({names}) SELECT {values} FROM {self.copy} AS c"
+        if self.facts.module:  # not every one can be read while it is written to
+            return self.facts.empty, insert
         return (
             f"DELETE FROM {name} AS t WHERE NOT {self.exact}",
-            f"INSERT INTO {name} ({names}) SELECT {values} FROM {self.copy} AS c"
-            f" WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {self.same})",
+            f"{insert} WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {self.same})",
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cleaner.dialects.sqlite.sql import BASELINE, literal, qualified, quote
+from cleaner.dialects.sqlite.sql import BASELINE, qualified, quote
 from cleaner.spi import Database, ForeignKey, Relation, Sequence
 
 Ask = Callable[[str], list[tuple[Any, ...]]]
@@ -158,18 +158,15 @@ class _Discovery:
             for name in sorted(modules)
             if not name.lower().startswith("sqlite_") and name not in hidden
         ]
-        columns = self.columns(schema, [name for name in tables if name not in virtual])
+        columns: dict[str, list[tuple[Any, ...]]] = {}
         triggers = [row for row in rows if row[0] == "trigger"]
         keys: dict[str, int] = {}
         autoincrement = any(name == "sqlite_sequence" for name in modules)
         for name in tables:
             key = keys[name.lower()] = len(self.relations) + 1
             sql = modules[name][1]
-            broken = ""
-            if name in virtual:
-                shape, broken = self.virtual_columns(schema, name)
-            else:
-                shape = columns.get(name, [])
+            columns[name], broken = self.columns(schema, name)
+            shape = columns[name]
             facts = self.table(schema, name, sql, virtual.get(name, ""), shape)
             self.facts[key] = replace(facts, triggers=self.triggers(schema, name, triggers))
             self.relations.append(
@@ -216,18 +213,7 @@ class _Discovery:
             }
         return frozenset(name for name in known if name.lower() in hidden)
 
-    def columns(self, schema: str, tables: list[str]) -> dict[str, list[tuple[Any, ...]]]:
-        found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in tables}
-        for name, *column in self.ask(
-            f"SELECT m.name, x.* FROM {quote(schema)}.sqlite_master m,"
-            f" pragma_table_xinfo(m.name, {literal(schema)}) x"
-            " WHERE m.type = 'table' AND m.rootpage > 0 ORDER BY m.name, x.cid"
-        ):
-            if name in found:
-                found[name].append(tuple(column))
-        return found
-
-    def virtual_columns(self, schema: str, name: str) -> tuple[list[tuple[Any, ...]], str]:
+    def columns(self, schema: str, name: str) -> tuple[list[tuple[Any, ...]], str]:
         """Its columns; and why it can't be cleaned, if it can't be opened."""
         try:
             return self.ask(f"PRAGMA {quote(schema)}.table_xinfo({quote(name)})"), ""
@@ -297,12 +283,9 @@ class _Discovery:
     ) -> None:
         """The foreign keys; one to a table that is not there means nothing yet."""
         found: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
-        for name, *row in self.ask(
-            f"SELECT m.name, f.* FROM {quote(schema)}.sqlite_master m,"
-            f" pragma_foreign_key_list(m.name, {literal(schema)}) f"
-            " WHERE m.type = 'table' AND m.rootpage > 0 ORDER BY m.name, f.id, f.seq"
-        ):
-            found.setdefault((name, row[0]), []).append(tuple(row))
+        for name in columns:  # not by the function of that name: it outlives its schema's image
+            for row in sorted(self.ask(f"PRAGMA {quote(schema)}.foreign_key_list({quote(name)})")):
+                found.setdefault((name, row[0]), []).append(row)
         primary = {
             name.lower(): [str(c[1]) for c in sorted(shape, key=lambda c: c[5]) if c[5]]
             for name, shape in columns.items()

@@ -7,21 +7,17 @@ does what it says and nothing else; what refers to the target from outside is lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 from cleaner.dialects.base import Done
 from cleaner.dialects.sqlite.catalog import Ask
 from cleaner.dialects.sqlite.failures import reaches_outside
-from cleaner.dialects.sqlite.program import Counter, Program, Unit
+from cleaner.dialects.sqlite.program import Counter, Program, Unit, put_back
 from cleaner.errors import NotCleanError, Survivor
-
-Item = TypeVar("Item")
-_AT_ONCE = 400  # looks in one statement; SQLite allows 2000 columns, and 32 MB of them
 
 
 def clean(ask: Ask, program: Program) -> Done:
     """Run it in the transaction that was begun."""
-    held = looked(ask, program.units)
+    held = looked(ask, program)
     for unit in held:
         for key, guard in unit.guards:
             if ask(guard)[0][0]:
@@ -32,9 +28,9 @@ def clean(ask: Ask, program: Program) -> Done:
         _run(ask, unit.statements)
     _run(ask, (trigger.create for trigger in triggers))
     _look_again(ask, held)
-    moved = _moved(ask, program.counters)
-    for counter in moved:
-        _run(ask, counter.put_back)
+    moved = _moved(ask, program)
+    for book in dict.fromkeys(counter.book for counter in moved):
+        _run(ask, put_back(book, [counter for counter in moved if counter.book == book]))
     return Done(
         tables=tuple(unit.relation.name for unit in held if not unit.is_index),
         truncated=tuple(unit.relation.name for unit in held if unit.always),
@@ -43,19 +39,12 @@ def clean(ask: Ask, program: Program) -> Done:
     )
 
 
-def looked(ask: Ask, units: Sequence[Unit]) -> list[Unit]:
-    """Those that are to be put back."""
-    asked = [unit for unit in units if not unit.always]
-    held: set[int] = {unit.relation.key for unit in units if unit.always}
-    for part in parts(asked, _AT_ONCE):
-        answers = ask("SELECT " + ", ".join(unit.look for unit in part))[0]
-        held |= {unit.relation.key for unit, answer in zip(part, answers, strict=True) if answer}
-    return [unit for unit in units if unit.relation.key in held]
-
-
-def parts(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
-    """The items, so many at once."""
-    return (items[start : start + size] for start in range(0, len(items), size))
+def looked(ask: Ask, program: Program) -> list[Unit]:
+    """Those that are to be put back, in the order of the program."""
+    held = {unit for unit in program.units if unit.always}
+    for look, units in program.looks:
+        held |= {unit for unit, answer in zip(units, ask(look)[0], strict=True) if answer}
+    return [unit for unit in program.units if unit in held] if held else []
 
 
 def positions(ask: Ask, books: Iterable[str]) -> dict[tuple[str, str], int]:
@@ -67,12 +56,13 @@ def positions(ask: Ask, books: Iterable[str]) -> dict[tuple[str, str], int]:
     }
 
 
-def _moved(ask: Ask, counters: Sequence[Counter]) -> list[Counter]:
-    now = positions(ask, (counter.book for counter in counters))
+def _moved(ask: Ask, program: Program) -> list[Counter]:
+    now = positions(ask, program.books)
+    away = {place for place, position in now.items() if position}  # few of them have moved
     return [
         counter
-        for counter in counters
-        if now.get((counter.book, counter.sequence.sequence), 0) != counter.position
+        for place in sorted(away | program.positioned)
+        if (counter := program.counters.get(place)) and now.get(place, 0) != counter.position
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from filelock import Timeout
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from cleaner import waits
@@ -43,7 +43,8 @@ class SqliteConnection(HeldConnection):
     async_example = "sqlite+aiosqlite:///app_test.db"
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
-        super().__init__(source, guard, lock_timeout)
+        super().__init__(source, lambda name: guard(name) if name else None, lock_timeout)
+        event.listen(self.engine, "do_connect", _for_any_thread)
         self._source = source if isinstance(source, Engine) else None
         self._borrows: bool | None = None
         self._lent: Any = None  # the application's connection, while we work with it
@@ -63,20 +64,23 @@ class SqliteConnection(HeldConnection):
 
     def _check_file(self) -> None:
         """Raise ProvisionError where SQLite would make an empty file."""
-        (name, *_), options = self.engine.dialect.create_connect_args(self.engine.url)
-        name, uri = str(name), bool(options.get("uri"))
-        if uri and name.startswith("file:"):
-            parts = urlsplit(name)
-            query = parse_qs(parts.query)
-            if query.get("mode") == ["memory"] or "vfs" in query:
-                return
-            name = unquote(parts.path)
-        if name not in ("", ":memory:") and not Path(name).exists():
+        file = self._configured_file()
+        if file and not Path(file).exists():
             raise ProvisionError(
-                f"There is no file {name}.",
+                f"There is no file {file}.",
                 "the schema has not been created yet, or the path is relative to another directory",
                 "Base.metadata.create_all(engine) before the first clean()",
             )
+
+    def _configured_file(self) -> str:
+        """The file that the URL names; empty for a database in memory."""
+        (name, *_), options = self.engine.dialect.create_connect_args(self.engine.url)
+        if not (options.get("uri") and name.startswith("file:")):
+            return "" if name == ":memory:" else str(name)
+        parts = urlsplit(name)
+        query = parse_qs(parts.query)
+        in_memory = query.get("mode") == ["memory"] or "vfs" in query or parts.path == ":memory:"
+        return "" if in_memory else unquote(parts.path)
 
     def _greet(self, cursor: Any) -> str:
         self._busy_timeout = round(self.lock_timeout * 1000)
@@ -88,7 +92,7 @@ class SqliteConnection(HeldConnection):
             "synchronous = OFF",
         ):
             cursor.execute(f"PRAGMA {pragma}")
-        self._text_as_text(cursor.connection)
+        self._text_as_text(getattr(cursor, "connection", None))  # not an asynchronous one
         cursor.execute("PRAGMA database_list")
         self.path = _main_file(cursor.fetchall())
         self._inode = _inode(self.path)
@@ -130,8 +134,9 @@ class SqliteConnection(HeldConnection):
     def _unreachable(self, error: Exception) -> CleanerError:
         origin = getattr(error, "orig", None) or error
         if is_locked(origin):
+            file = self._configured_file()
             return BlockedError.waiting(
-                f"Connecting to {masked(self.engine.url)}", self.lock_timeout, self.holders()
+                f"Connecting to {masked(self.engine.url)}", self.lock_timeout, holders(file)
             )
         return ProvisionError(
             f"{masked(self.engine.url)} can't be opened: {origin}",
@@ -311,6 +316,10 @@ class SqliteConnection(HeldConnection):
         return self._lent
 
 
+def _for_any_thread(dialect: Any, record: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+    keywords["check_same_thread"] = False  # the mutex keeps them apart
+
+
 @contextmanager
 def _no_turn() -> Iterator[None]:
     yield
@@ -327,7 +336,7 @@ def driver_of(connection: Any) -> Any:
 
 
 def _main_file(databases: list[tuple[Any, ...]]) -> str:
-    return next(str(file or "") for _, name, file in databases if name == "main")
+    return str(databases[0][2] or "")
 
 
 def _inode(path: str) -> tuple[int, int] | None:

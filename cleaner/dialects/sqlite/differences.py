@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cleaner.dialects.sqlite.baseline import Baseline, Captured
 from cleaner.dialects.sqlite.catalog import Ask, Facts, Found
-from cleaner.dialects.sqlite.cleaning import parts, positions
+from cleaner.dialects.sqlite.cleaning import positions
+from cleaner.dialects.sqlite.program import parts
 from cleaner.dialects.sqlite.sql import quote
 from cleaner.difference import (
     Diff,
@@ -110,7 +111,9 @@ class _Comparison:
                 continue
             now = [f"t.{quote(name)}" for name in names]
             then = [captured.value(name) for name in names] if captured else []
-            sides = then if kind == "gone" else now if kind == "added" else [*then, *now]
+            known = facts.identity or tuple(name for name, _ in facts.key)
+            both = [*(f"t.{quote(name)}" for name in known), *then, *now]
+            sides = {"gone": then, "added": now, "changed": both}[kind]
             source = self._differing(captured, kind) if captured else f"FROM {facts.sql} AS t"
             first = (
                 "c.k0" if kind == "gone" else f"t.{quote(facts.key[0][0])}" if facts.key else "1"
@@ -124,25 +127,12 @@ class _Comparison:
             ):
                 values = [tuple(row[3 * i : 3 * i + 3]) for i in range(len(sides))]
                 if kind == "changed":
-                    yield self._changed(facts, names, values, row[3 * len(sides) :])
+                    yield _changed(known, names, values, row[3 * len(sides) :])
                 else:
                     whole = (
                         (name, _value(*value)) for name, value in zip(names, values, strict=True)
                     )
                     yield RowDiff(kind, tuple(whole))
-
-    def _changed(
-        self, facts: Facts, names: list[str], values: list[_Seen], flags: Sequence[int]
-    ) -> RowDiff:
-        then, now = values[: len(names)], values[len(names) :]
-        shown, changes = [], []
-        for i, name in enumerate(names):
-            if name in facts.identity:
-                shown.append((name, _value(*then[i])))
-            if flags[i]:
-                start = start_of_difference(then[i][0], now[i][0])
-                changes.append((name, _value(*then[i], start), _value(*now[i], start)))
-        return RowDiff("changed", tuple(shown), tuple(changes))
 
     def _moved(self) -> Iterator[SequenceDiff]:
         starts = self.found.starts
@@ -153,6 +143,20 @@ class _Comparison:
             there = kept.get((sequence.schema, sequence.sequence), 0)
             if here != there:
                 yield SequenceDiff(sequence.name, _position(there), _position(here))
+
+
+def _changed(
+    known: Sequence[str], names: list[str], values: list[_Seen], flags: Sequence[int]
+) -> RowDiff:
+    """``values`` are those by which people know the row, those it had, and those it has."""
+    row = [(name, _value(*value)) for name, value in zip(known, values, strict=False)]
+    then, now = values[len(known) : len(known) + len(names)], values[-len(names) :]
+    changes = []
+    for name, flag, old, new in zip(names, flags, then, now, strict=True):
+        if flag:
+            start = start_of_difference(old[0], new[0])
+            changes.append((name, _value(*old, start), _value(*new, start)))
+    return RowDiff("changed", tuple(row), tuple(changes))
 
 
 def _position(number: int) -> Position:

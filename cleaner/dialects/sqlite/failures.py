@@ -26,6 +26,13 @@ def refused(error: Exception, doing: str) -> Exception:
             "the connection PRAGMA query_only",
             "chmod u+w the file and its directory",
         )
+    if "created in a thread" in said:
+        return CleanerError(
+            f"SQLite refused {doing}: {said}",
+            "the application's only connection was opened in another thread",
+            'create_engine("sqlite://", poolclass=StaticPool, '
+            'connect_args={"check_same_thread": False})',
+        )
     if said.startswith(_MISSING):
         return CleanerError(
             f"SQLite refused {doing}: {said}.",

@@ -1,4 +1,8 @@
-"""A copy of the whole database, page by page: a file beside it, or another one in memory."""
+"""A copy of the whole database, page by page: a file beside it, or another one in memory.
+
+``deserialize()`` would put one back much faster, but what the application has prepared by then may
+crash the process when it is run again: a SELECT from ``json_each``, for instance.
+"""
 
 from __future__ import annotations
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 from cleaner.dialects.sqlite.baseline import Baseline, Captured
 from cleaner.dialects.sqlite.catalog import Facts, Found
 from cleaner.dialects.sqlite.sql import literal, qualified, quote
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
 
+Item = TypeVar("Item")
+_AT_ONCE = 400  # looks in one statement; SQLite allows 2000 columns
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Unit:
     """A table: emptied ``always``, or only if ``look`` says so.
 
@@ -37,33 +43,51 @@ class Counter:
     book: str
     position: int
 
-    @property
-    def put_back(self) -> Iterator[str]:
-        """The statements that do it."""
-        name = literal(self.sequence.sequence)
-        yield f"DELETE FROM {self.book} WHERE name = {name}"
-        if self.position:
-            yield f"INSERT INTO {self.book} (name, seq) VALUES ({name}, {self.position})"
+
+def put_back(book: str, counters: Iterable[Counter]) -> Iterator[str]:
+    """The statements that put the counters of ``book`` back."""
+    named = [(literal(counter.sequence.sequence), counter.position) for counter in counters]
+    yield f"DELETE FROM {book} WHERE name IN ({', '.join(name for name, _ in named)})"
+    rows = ", ".join(f"({name}, {position})" for name, position in named if position)
+    if rows:
+        yield f"INSERT INTO {book} (name, seq) VALUES {rows}"
+
+
+def parts(items: SequenceOf[Item], size: int) -> Iterator[SequenceOf[Item]]:
+    """The items, so many at once."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What :meth:`.session.SqliteSession.run` runs, written for the schema of ``found``."""
+    """What :meth:`.session.SqliteSession.run` runs, written for the schema of ``found``.
+
+    ``looks`` are the statements that tell which of their units are not at their baseline.
+    ``counters`` are by the table they are in and the name they have there, ``positioned`` those
+    that do not begin at the start.
+    """
 
     found: Found
     target: Target
     units: tuple[Unit, ...]
-    counters: tuple[Counter, ...]
+    looks: tuple[tuple[str, tuple[Unit, ...]], ...]
+    counters: Mapping[tuple[str, str], Counter]
+    books: tuple[str, ...]
+    positioned: frozenset[tuple[str, str]]
+
+    @cached_property
+    def switches(self) -> bool:
+        """Whether there may be triggers to drop and make again."""
+        return any(unit.facts.triggers for unit in self.units)
 
     def __str__(self) -> str:
         return "\n".join(f"{line};" if line[:2] != "--" else line for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
         yield "BEGIN IMMEDIATE"
-        looked = [unit for unit in self.units if not unit.always]
-        if looked:
+        if self.looks:
             yield "-- each of the following only where this says that it is not at its baseline"
-            yield "SELECT\n    " + ",\n    ".join(unit.look for unit in looked)
+            yield from (look for look, _ in self.looks)
         for unit in self.units:
             yield from (guard for _, guard in unit.guards)
             yield from (trigger.drop for trigger in unit.facts.triggers)
@@ -71,8 +95,8 @@ class Program:
             yield from (trigger.create for trigger in unit.facts.triggers)
         if self.counters:
             yield "-- each of the following only where the position is another"
-        for counter in self.counters:
-            yield from counter.put_back
+        for book in self.books:
+            yield from put_back(book, [c for c in self.counters.values() if c.book == book])
         yield "COMMIT"
 
 
@@ -94,7 +118,19 @@ def compile_plan(plan: Plan, target: Target, found: Found, baseline: Baseline | 
             sequences |= {sequence.key: sequence for sequence in step.sequences}
     # An index of rows elsewhere is made anew when those are there again.
     units.sort(key=lambda unit: bool(unit.facts.rebuild))
-    return Program(found, target, tuple(units), tuple(map(writer.counter, sequences.values())))
+    counters = [writer.counter(sequence) for sequence in sequences.values()]
+    return Program(
+        found,
+        target,
+        tuple(units),
+        tuple(
+            ("SELECT\n    " + ",\n    ".join(unit.look for unit in part), tuple(part))
+            for part in parts([unit for unit in units if not unit.always], _AT_ONCE)
+        ),
+        {(counter.book, counter.sequence.sequence): counter for counter in counters},
+        tuple(dict.fromkeys(counter.book for counter in counters)),
+        frozenset((c.book, c.sequence.sequence) for c in counters if c.position),
+    )
 
 
 class _Writer:

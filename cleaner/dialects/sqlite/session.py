@@ -124,36 +124,40 @@ class SqliteSession(SqliteConnection):
                 raise Stale
             # Another connection's writing shows in data_version, and our own in total_changes. Of
             # the application's the latter misses some: incremental blobs, whole images.
-            if not self.borrows and self._clean.get(program) == self._written():
+            if not self.borrows and self._clean.get(program) == self._written(program):
                 return Done((), (), (), ())
             done = cleaning.clean(self.ask, program)
-            left, written = self._versions(), self._written()
+            if program.switches:
+                left = self._versions()
+            written = () if self.borrows else self._written(program)
         self._left[program], self._clean[program] = left, written
         return done
 
     def _versions(self) -> tuple[Any, ...]:
         return catalog.versions(self.ask, self.connection_id)
 
-    def _written(self) -> tuple[Any, ...]:
-        schemas = (quote(name) for name, _ in self.found.versions[1])
+    def _written(self, program: Program) -> tuple[Any, ...]:
+        schemas = (quote(name) for name, _ in program.found.versions[1])
         changed = tuple(self.ask(f"PRAGMA {schema}.data_version") for schema in schemas)
         return self.connection_id, self.ask("SELECT total_changes()"), changed
 
     def diff(self, target: Target, samples: int, wait: int) -> Diff:
+        found = self.found
         with self._doing("to be compared"), self.transaction(wait, writes=False):
-            if self._versions() != self.found.versions:
+            if self._versions() != found.versions:
                 self._found = None
                 raise Stale
-            return differences.differences(self.ask, self.found, self._baseline, target, samples)
+            return differences.differences(self.ask, found, self._baseline, target, samples)
 
     # -- baselines ------------------------------------------------------------------------
 
     def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
+        found = self.found
         try:
             with self._doing("to be captured"), self.transaction(wait):
-                if self._versions() != self.found.versions:
+                if self._versions() != found.versions:
                     raise Conflict("the schema has just changed")
-                capture.capture(self.ask, self.found, self._baseline, target, tables)
+                capture.capture(self.ask, found, self._baseline, target, tables)
         finally:
             self._found = None
 

@@ -1,0 +1,355 @@
+"""Other sessions: what they have not committed, what they hold, and what they do meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from typing import Any
+
+import pymysql
+import pytest
+from support.mariadb import MariaDatabase
+
+from cleaner import Cleaner
+from cleaner.dialects.mysql.program import lock_name
+from cleaner.errors import BlockedError, CleanerError
+
+STRATEGIES = ("auto", "delete", "truncate", "replica")
+every = pytest.mark.parametrize("strategy", STRATEGIES)
+ONE = "CREATE TABLE one (id int AUTO_INCREMENT PRIMARY KEY, n int)"
+PLAIN = "CREATE TABLE one (id int PRIMARY KEY, n int)"
+
+
+def locks(mariadb: MariaDatabase) -> int:
+    """How many sessions on the database hold its lock."""
+
+    return int(mariadb.scalar(f"SELECT IS_USED_LOCK('{lock_name(mariadb.name)}') IS NOT NULL"))
+
+
+# -- what is not committed --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["auto", "delete", "truncate"])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize(
+    "written",
+    ["INSERT INTO one VALUES (5, 5)", "DELETE FROM one"],
+    ids=["insert", "delete"],
+)
+def test_what_is_not_committed_is_waited_for(
+    mariadb: MariaDatabase, strategy: str, end: str, written: str
+) -> None:
+    mariadb.execute(PLAIN)
+    if not written.startswith("INSERT"):
+        mariadb.execute("INSERT INTO one VALUES (1, 1)")
+    with mariadb.transaction(written) as cursor:
+        timer = threading.Timer(0.3, getattr(cursor.connection, end))
+        timer.start()
+        with mariadb.cleaner(strategy=strategy) as cleaner:
+            cleaner.clean()
+        timer.join()
+    assert mariadb.count("one") == 0
+
+
+@every
+def test_a_writer_that_stays_is_named(mariadb: MariaDatabase, strategy: str) -> None:
+    mariadb.execute(f"{PLAIN}; CREATE TABLE two (id int); INSERT INTO two VALUES (1)")
+    with mariadb.transaction("INSERT INTO one VALUES (5, 5)") as cursor:
+        with (
+            mariadb.cleaner(strategy=strategy, lock_timeout=0.4, retries=3) as cleaner,
+            pytest.raises(BlockedError) as raised,
+        ):
+            cleaner.clean()
+        (blocker,) = raised.value.blockers
+        assert blocker.pid == cursor.connection.thread_id()
+        assert blocker.user == "root"
+        assert blocker.state == "idle in transaction"
+        assert blocker.age is not None
+        assert 0 <= blocker.age < 60
+        assert "on_blocked" in raised.value.remedy
+        assert mariadb.count("two") == 1, "all or nothing"
+        assert locks(mariadb) == 0
+
+
+def test_an_idle_reader_is_not_waited_for_by_a_delete(mariadb: MariaDatabase) -> None:
+    mariadb.execute(f"{PLAIN}; INSERT INTO one VALUES (1, 1)")
+    with (
+        mariadb.transaction("SELECT * FROM one"),
+        mariadb.cleaner(strategy="delete", lock_timeout=0.2) as cleaner,
+    ):
+        assert cleaner.clean().tables == ("one",)
+
+
+@every
+def test_an_idle_reader_of_a_table_whose_counter_moved_is_named_and_nothing_is_done(
+    mariadb: MariaDatabase, strategy: str
+) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one VALUES (1, 1)")
+    with (
+        mariadb.transaction("SELECT * FROM one"),
+        mariadb.cleaner(strategy=strategy, lock_timeout=0.3, retries=2) as cleaner,
+    ):
+        with pytest.raises(BlockedError, match="idle in transaction"):
+            cleaner.clean()
+        assert mariadb.count("one") == 1
+        if strategy in ("auto", "delete", "replica"):
+            without = cleaner.using(reset_sequences=False)
+            assert without.clean().tables == ("one",)
+
+
+def test_a_blocker_that_is_idle_is_ended_where_the_settings_say_so(
+    mariadb: MariaDatabase,
+) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one VALUES (1, 1)")
+    with contextlib.suppress(pymysql.err.Error), mariadb.transaction("SELECT * FROM one") as cursor:
+        pid = cursor.connection.thread_id()
+        with mariadb.cleaner(on_blocked="terminate", lock_timeout=2) as cleaner:
+            report = cleaner.clean()
+        assert len(report.terminated) == 1
+        assert f"pid {pid} " in report.terminated[0]
+    assert mariadb.count("one") == 0
+
+
+def test_a_session_that_is_idle_without_a_transaction_is_not_ended(
+    mariadb: MariaDatabase,
+) -> None:
+    mariadb.execute(f"{PLAIN}; INSERT INTO one VALUES (1, 1)")
+    idle = mariadb.connect()
+    with (
+        contextlib.suppress(pymysql.err.Error),
+        mariadb.transaction("INSERT INTO one VALUES (2, 2)"),
+        mariadb.cleaner(on_blocked="terminate", lock_timeout=1) as cleaner,
+    ):
+        assert len(cleaner.clean().terminated) == 1
+    idle.ping(reconnect=False)
+    idle.close()
+
+
+def test_a_plain_user_is_told_who_may_be_in_the_way(mariadb: MariaDatabase) -> None:
+    user = mariadb.plain_user()
+    mariadb.execute(PLAIN)
+    with mariadb.transaction("INSERT INTO one VALUES (5, 5)", user=user) as cursor:
+        with (
+            mariadb.cleaner(user=user, lock_timeout=0.3, retries=2) as cleaner,
+            pytest.raises(BlockedError) as raised,
+        ):
+            cleaner.clean()
+        assert cursor.connection.thread_id() in {b.pid for b in raised.value.blockers}
+
+
+# -- one at a time ------------------------------------------------------------------------------
+
+
+def test_another_clean_of_the_database_is_waited_for_and_named(mariadb: MariaDatabase) -> None:
+
+    mariadb.execute(ONE)
+    holder = mariadb.connect()
+    holder.cursor().execute(f"SELECT GET_LOCK('{lock_name(mariadb.name)}', 0)")
+    with mariadb.cleaner(lock_timeout=0.3, retries=2) as cleaner:
+        with pytest.raises(BlockedError) as raised:
+            cleaner.clean()
+        assert [blocker.pid for blocker in raised.value.blockers] == [holder.thread_id()]
+        threading.Timer(0.2, holder.close).start()
+        cleaner.using(lock_timeout=5.0).clean()
+    assert locks(mariadb) == 0
+
+
+@every
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+def test_no_clean_leaves_a_lock_or_a_setting(
+    mariadb: MariaDatabase, strategy: str, fails: bool
+) -> None:
+    mariadb.execute(
+        """CREATE TABLE a (id int AUTO_INCREMENT PRIMARY KEY, a int,
+    FOREIGN KEY (a) REFERENCES a (id));
+CREATE TABLE keeper (a int, FOREIGN KEY (a) REFERENCES a (id));
+INSERT INTO a VALUES (1, 1)"""
+    )
+    if fails:
+        mariadb.execute("INSERT INTO keeper VALUES (1)")
+    with mariadb.cleaner(strategy=strategy, exclude=["keeper"] if fails else []) as cleaner:
+        for _ in range(2):
+            if fails:
+                with pytest.raises(CleanerError):
+                    cleaner.clean()
+            else:
+                cleaner.clean()
+            session: Any = cleaner._session
+            state = "@@foreign_key_checks, @@in_transaction, @@autocommit, @@sql_log_bin"
+            assert session.execute(f"SELECT {state}") == [(1, 0, 1, 1)]
+            assert locks(mariadb) == 0
+            mariadb.execute("DELETE FROM keeper WHERE FALSE; TRUNCATE TABLE keeper")
+            if fails:
+                mariadb.execute("INSERT INTO keeper VALUES (1)")
+    assert mariadb.scalar("SELECT @@GLOBAL.foreign_key_checks") == 1
+
+
+def clean_until_killed(url: str, strategy: str) -> None:
+    with Cleaner(url, strategy=strategy) as cleaner:
+        while True:
+            cleaner.clean()
+
+
+@every
+def test_a_cleaner_that_is_killed_leaves_no_lock_and_no_half(
+    mariadb: MariaDatabase, strategy: str
+) -> None:
+    mariadb.execute(
+        """CREATE TABLE p (id int PRIMARY KEY);
+CREATE TABLE c (id int PRIMARY KEY, FOREIGN KEY (id) REFERENCES p (id))"""
+    )
+    url = mariadb.url.render_as_string(hide_password=False)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=clean_until_killed, args=(url, strategy))
+    process.start()
+    writer = mariadb.connect(autocommit=False)
+    deadline = time.monotonic() + random.uniform(1.0, 1.5)
+    while time.monotonic() < deadline:
+        with contextlib.suppress(pymysql.err.Error):
+            cursor = writer.cursor()
+            cursor.execute("INSERT IGNORE INTO p VALUES (1)")
+            cursor.execute("INSERT IGNORE INTO c VALUES (1)")
+            writer.commit()
+    writer.close()
+    assert process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with mariadb.cleaner(strategy=strategy) as cleaner:
+        cleaner.clean()
+        cleaner.verify()
+
+
+def test_a_server_that_restarts_between_two_cleans(mariadb: MariaDatabase) -> None:
+    mariadb.execute(ONE)
+    with mariadb.cleaner(lock_timeout=20) as cleaner:
+        cleaner.clean()
+        mariadb.server.restart()
+        mariadb._session = mariadb.connect()
+        mariadb.execute("INSERT INTO one (n) VALUES (1)")
+        assert cleaner.clean().tables == ("one",)
+
+
+def test_a_connection_that_was_ended_is_replaced(mariadb: MariaDatabase) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one VALUES (1, 1)")
+    with mariadb.cleaner() as cleaner:
+        cleaner.clean()
+        session: Any = cleaner._session
+        mariadb.execute(f"KILL {session.execute('SELECT CONNECTION_ID()')[0][0]}")
+        mariadb.execute("INSERT INTO one VALUES (1, 1)")
+        assert cleaner.clean().tables == ("one",)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        "sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,ORACLE'",
+        "autocommit = 0",
+        "foreign_key_checks = 0",
+        "sql_safe_updates = 1",
+        "tx_isolation = 'SERIALIZABLE'",
+        "tx_read_only = 1",
+        "max_statement_time = 0.001",
+        "group_concat_max_len = 4",
+        "innodb_lock_wait_timeout = 1",
+        "completion_type = CHAIN",
+        "sql_select_limit = 1",
+        "low_priority_updates = 1",
+        "innodb_snapshot_isolation = 1",
+    ],
+)
+def test_whatever_the_server_s_defaults_are(mariadb: MariaDatabase, defaults: str) -> None:
+    mariadb.execute(
+        """CREATE TABLE one (id int AUTO_INCREMENT PRIMARY KEY, one int,
+    FOREIGN KEY (one) REFERENCES one (id));
+CREATE TABLE two (id int AUTO_INCREMENT PRIMARY KEY, one int,
+    FOREIGN KEY (one) REFERENCES one (id));
+INSERT INTO one VALUES (1, 1), (2, 1);
+INSERT INTO two VALUES (1, 1), (2, 1)"""
+    )
+    # Not the server's own: its other databases belong to tests that run now.
+    url = mariadb.url.update_query_dict({"init_command": f"SET SESSION {defaults}"})
+    if defaults.startswith("tx_isolation"):
+        url = mariadb.url.update_query_dict(
+            {"init_command": "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE"}
+        )
+    with Cleaner(url) as cleaner:
+        report = cleaner.clean()
+        assert set(report.tables) == {"one", "two"}
+        assert set(report.sequences) == {"one.id", "two.id"}
+        cleaner.verify()
+
+
+# -- meanwhile ----------------------------------------------------------------------------------
+
+
+@every
+def test_writers_and_cleaners_at_once(mariadb: MariaDatabase, strategy: str) -> None:
+    mariadb.execute(
+        """CREATE TABLE p (id int AUTO_INCREMENT PRIMARY KEY, n int);
+CREATE TABLE c (id int AUTO_INCREMENT PRIMARY KEY, p int NOT NULL,
+    FOREIGN KEY (p) REFERENCES p (id));
+CREATE TABLE s (id int PRIMARY KEY, s int NOT NULL, FOREIGN KEY (s) REFERENCES s (id))"""
+    )
+    wrong: list[BaseException] = []
+    until = time.monotonic() + 1.5
+
+    def write(number: int) -> None:
+        connection = mariadb.connect(autocommit=False)
+        try:
+            while time.monotonic() < until:
+                try:
+                    cursor = connection.cursor()
+                    cursor.execute("INSERT INTO p (n) VALUES (1)")
+                    cursor.execute(f"INSERT INTO c (p) VALUES ({cursor.lastrowid})")
+                    cursor.execute(f"REPLACE INTO s VALUES ({number}, {number})")
+                    connection.commit()
+                except (pymysql.err.OperationalError, pymysql.err.IntegrityError) as error:
+                    # A deadlock, a parent that is gone: what a writer has to bear with.
+                    if error.args[0] not in (1205, 1213, 1452, 1451):
+                        raise
+                    connection.rollback()
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            connection.close()
+
+    def clean() -> None:
+        try:
+            with mariadb.cleaner(strategy=strategy, lock_timeout=20, retries=30) as cleaner:
+                while time.monotonic() < until:
+                    cleaner.clean()
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+    threads += [threading.Thread(target=clean) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    orphans = "SELECT COUNT(*) FROM c LEFT JOIN p ON c.p = p.id WHERE p.id IS NULL"
+    assert mariadb.scalar(orphans) == 0
+    with mariadb.cleaner(strategy=strategy) as cleaner:
+        cleaner.clean()
+        cleaner.verify()
+
+
+def test_an_ordinary_clean_takes_few_round_trips(mariadb: MariaDatabase) -> None:
+    for i in range(40):
+        mariadb.execute(f"CREATE TABLE t{i} (id int AUTO_INCREMENT PRIMARY KEY)")
+    mariadb.execute("CREATE TABLE plain (id int PRIMARY KEY)")
+    with mariadb.cleaner() as cleaner:
+        cleaner.clean()
+        assert cleaner.clean().round_trips == 1
+        mariadb.execute("INSERT INTO plain VALUES (1)")
+        assert cleaner.clean().round_trips == 2
+        for i in range(40):
+            mariadb.execute(f"INSERT INTO t{i} VALUES ()")
+        assert cleaner.clean().round_trips == 3, "look, wait for users, all the rest"
+        cleaner.verify()

@@ -1,0 +1,100 @@
+"""The contract suite on MariaDB, and the strategies that can't serve there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+from sqlalchemy import Engine, create_engine
+from support.mariadb import MariaDatabase
+
+from cleaner import Cleaner
+from cleaner.errors import SettingsError, StrategyRefusedError, UnsafeDatabaseError
+from cleaner.spi import Empty, Plan, Restart, Strategy, Target, Truncate
+from cleaner.testing import StrategyContract
+
+
+class OnMariaDB(StrategyContract):
+    __test__ = False
+
+    @pytest.fixture
+    def engine(self, mariadb: MariaDatabase) -> Iterator[Engine]:
+        engine = create_engine(mariadb.url)
+        yield engine
+        engine.dispose()
+
+
+class TruncateAndRestart(Strategy):
+    """A third party's."""
+
+    name: ClassVar[str] = "truncate and restart"
+
+    def plan(self, target: Target) -> Plan:
+        steps = (Truncate(target.tables, restart_identity=False), Restart(target.sequences))
+        return Plan(self.name, steps, warnings=target.warnings)
+
+    def refusal(self, target: Target) -> str | None:
+        return "it would reach outside; exclude the parents too" if target.outside else None
+
+
+class OneByOne(Strategy):
+    """Another third party's."""
+
+    name: ClassVar[str] = "one by one"
+
+    def plan(self, target: Target) -> Plan:
+        steps = [Empty((group,)) for group in target.groups]
+        return Plan(self.name, (*steps, Restart(target.sequences)), target.warnings)
+
+
+class TestTruncateAndRestart(OnMariaDB):
+    __test__ = True
+    strategy = TruncateAndRestart()
+
+
+class TestOneByOne(OnMariaDB):
+    __test__ = True
+    strategy = OneByOne()
+
+
+def test_recreate_is_refused_by_name(mariadb: MariaDatabase) -> None:
+    mariadb.execute("CREATE TABLE one (id int)")
+    with mariadb.cleaner(strategy="recreate") as cleaner:
+        with pytest.raises(StrategyRefusedError, match="no way to clone a database") as raised:
+            cleaner.clean()
+        assert raised.value.remedy == 'strategy = "auto"'
+
+
+def test_a_url_without_a_database_is_refused(mariadb: MariaDatabase) -> None:
+
+    with (
+        Cleaner(mariadb.server.url(None)) as cleaner,
+        pytest.raises(SettingsError, match="names no database"),
+    ):
+        cleaner.clean()
+
+
+def test_the_guard_asks_the_live_connection(mariadb: MariaDatabase) -> None:
+    name = f"prod_{mariadb.name[5:]}"
+    mariadb.execute(f"CREATE DATABASE {name}; CREATE TABLE {name}.one (id int)")
+    mariadb.execute(f"INSERT INTO {name}.one VALUES (1)")
+    try:
+        with Cleaner(mariadb.server.url(name)) as cleaner, pytest.raises(UnsafeDatabaseError):
+            cleaner.clean()
+        assert mariadb.count(f"{name}.one") == 1
+    finally:
+        mariadb.execute(f"DROP DATABASE {name}")
+
+
+@pytest.mark.parametrize("backend", ["mysql", "mariadb"])
+def test_the_plan_is_the_sql_and_the_server_is_named(mariadb: MariaDatabase, backend: str) -> None:
+
+    mariadb.execute("CREATE TABLE one (id int AUTO_INCREMENT PRIMARY KEY)")
+    with Cleaner(mariadb.server.url(mariadb.name, backend=backend)) as cleaner:
+        plan = cleaner.plan()
+        assert plan.tables == ("one",)
+        assert plan.sequences == ("one.id",)
+        assert "DELETE FROM `one`" in str(plan)
+        assert "GET_LOCK" in str(plan)
+        assert cleaner.server.startswith("mariadb 1")
