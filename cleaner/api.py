@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cleaner import guard, pools, registry, retry
 from cleaner.dialects import Done, connect
@@ -28,6 +27,9 @@ from cleaner.metadata import Models
 from cleaner.selection import named_tables, select
 from cleaner.settings import Settings
 from cleaner.spi import Plan, Recreate, Report, Strategy, Target
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 Result = TypeVar("Result")
 

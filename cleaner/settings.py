@@ -22,7 +22,6 @@ from typing import Any, Literal, cast
 from sqlalchemy import URL, Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cleaner.errors import SettingsError
 from cleaner.spi import Strategy
@@ -208,8 +207,9 @@ def masked(url: object) -> str:
 def _url(key: str, value: object, origin: str) -> URL | Engine | None:
     if value is None or isinstance(value, (URL, Engine)):
         return value
-    if isinstance(value, AsyncEngine):
-        return value.sync_engine
+    engine = getattr(value, "sync_engine", None)  # whose module needs greenlet
+    if isinstance(engine, Engine):
+        return engine
     if isinstance(value, str) and value:
         # SQLAlchemy has dropped the scheme that many platforms still hand out.
         text = "postgresql://" + value[11:] if value.startswith("postgres://") else value

@@ -11,11 +11,8 @@ from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import (
-    Column,
     Engine,
-    Integer,
     MetaData,
-    Sequence,
     StaticPool,
     create_engine,
     make_url,
@@ -43,40 +40,6 @@ one_server = pytest.mark.parametrize("worker_database", ["embedded"], indirect=T
 
 
 # -- the contract -----------------------------------------------------------------------------
-
-
-class OnDuckDB(StrategyContract):
-    cycles = False  # it can't add a foreign key to a table that is there
-
-    @pytest.fixture
-    def engine(self) -> Iterator[Engine]:
-        engine = create_engine("duckdb:///:memory:")
-        yield engine
-        engine.dispose()
-
-    @pytest.fixture
-    def tables(self, engine: Engine) -> MetaData:
-        metadata = self.metadata()
-        for each in (metadata, self.outsider().metadata):  # in a database that is new each time
-            each.create_all(engine, checkfirst=False)
-        return metadata
-
-    def numbered(self, table: str) -> Column[int]:
-        return Column("id", Integer, Sequence(f"{table}_ids"), primary_key=True)
-
-    def schema(self, engine: Engine, tables: MetaData) -> object:
-        with engine.connect() as connection:
-            return connection.execute(
-                text("SELECT sql FROM duckdb_tables() UNION ALL SELECT sql FROM duckdb_views()")
-            ).all()
-
-
-class TestAutoOnDuckDB(OnDuckDB):
-    strategy = "auto"
-
-
-class TestDeleteOnDuckDB(OnDuckDB):
-    strategy = "delete"
 
 
 class TestPostgresTakenForUnknown(StrategyContract):

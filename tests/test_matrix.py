@@ -18,6 +18,7 @@ from sqlalchemy import URL, Column, Engine, Integer, MetaData, Table, create_eng
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
 from support.drivers import Blocking
+from support.duck import OnDuckDB
 from support.mariadb import MariaDatabase
 
 from cleaner import AsyncCleaner, Cleaner
@@ -158,7 +159,8 @@ def _classes() -> Iterator[tuple[str, type]]:
                 "__test__": True,
             }
             name = f"Test_{row}_{strategy}"
-            yield name, type(name, (base,), attributes)
+            bases = (base, OnDuckDB) if row.database == "DuckDB" else (base,)
+            yield name, type(name, bases, attributes)
 
 
 globals().update(_classes())

@@ -166,6 +166,18 @@ def test_a_machine_that_vanishes_before_it_has_its_answer_is_noticed_all_the_sam
     other.call(new.release)
 
 
+def test_a_machine_without_its_network_does_not_wait_for_ever(
+    own: Own, url: URL, network: Network
+) -> None:
+    lost = network.machine()
+    lease = lost.call(lambda: Pool(url, 1.0).lease("gw0"))
+    network.pull_out(lost)
+    with pytest.raises(ProvisionError, match="No connection"):
+        lost.call(lease.check)
+    network.plug_in(lost)
+    lost.call(lease.release)
+
+
 @pytest.mark.parametrize("provisioned", [False, True])
 def test_a_machine_that_comes_back_is_told_that_its_lease_is_anothers_and_has_written_nothing(
     provisioned: bool, own: Own, url: URL, network: Network

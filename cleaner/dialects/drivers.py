@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from cleaner.errors import SettingsError
@@ -42,10 +41,12 @@ class Twin:
 class Drivers:
     """A dialect says which ``drivers`` it knows, synchronous ones and those that ``async_drivers``
     are, each with the argument that bounds connecting in seconds (empty if it has none), in the
-    order in which one is chosen for a URL that names none; the ``twins`` of the latter; the
+    order in which one is chosen for a URL that names none; further ``arguments`` of a driver; the
+    ``twins`` of the asynchronous ones; the
     ``extra`` that brings the first of them; and an ``example`` of a URL for each.
     """
 
+    arguments: ClassVar[dict[str, Mapping[str, object]]] = {}
     drivers: ClassVar[dict[str, str]] = {}
     async_drivers: ClassVar[dict[str, str]] = {}
     twins: ClassVar[dict[str, Twin]] = {}
@@ -62,7 +63,7 @@ class Drivers:
         if isinstance(source, Engine):
             if awaited and not source.dialect.is_async:
                 raise self._synchronous(f"The engine's driver {source.dialect.driver!r}")
-            made = _maker(source.dialect.is_async)(
+            made = engine_maker(asynchronous=source.dialect.is_async)(
                 source.url, pool=source.pool.recreate(), isolation_level="AUTOCOMMIT"
             )
         else:
@@ -74,11 +75,12 @@ class Drivers:
 
     def _engine(self, url: URL, known: Mapping[str, str], *, awaited: bool) -> Any:
         driver = url.get_driver_name()
-        arguments: dict[str, object] = {}
-        if known.get(driver) and known[driver] not in url.query:
+        arguments: dict[str, object] = {**self.arguments.get(driver, {})}
+        if known.get(driver):
             arguments[known[driver]] = _CONNECT_TIMEOUT
+        arguments = {name: value for name, value in arguments.items() if name not in url.query}
         try:
-            return _maker(awaited)(
+            return engine_maker(asynchronous=awaited)(
                 url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=arguments
             )
         except ModuleNotFoundError as error:
@@ -110,8 +112,19 @@ class Drivers:
         )
 
 
-def _maker(asynchronous: bool) -> Callable[..., Any]:
-    return create_async_engine if asynchronous else create_engine
+def engine_maker(*, asynchronous: bool) -> Callable[..., Any]:
+    """SQLAlchemy's function that makes engines of that kind. Raises SettingsError."""
+    if not asynchronous:
+        return create_engine
+    if not find_spec("greenlet"):
+        raise SettingsError(
+            "asyncio needs greenlet, which is not installed.",
+            "SQLAlchemy brings it by an extra only",
+            "pip install 'sqlalchemy[asyncio]'",
+        )
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    return create_async_engine
 
 
 def _with_driver(url: URL, known: Mapping[str, str]) -> URL:

@@ -85,7 +85,7 @@ class MariaDB:
         command = [
             server, *_OPTIONS, data, f"--socket={self.socket}", f"--port={self.port}",
             "--bind-address=127.0.0.1", f"--pid-file={self.directory / 'pid'}",
-            f"--log-error={self.directory / 'log'}", f"--tmpdir={self.directory}", *user, *options,
+            f"--log-error={self.directory / 'log.err'}", f"--tmpdir={self.directory}", *user, *options,
         ]  # fmt: skip
         try:
             subprocess.run(
@@ -120,7 +120,7 @@ class MariaDB:
             except OSError:
                 assert self._watchdog
                 if self._watchdog.poll() is not None or time.monotonic() > deadline:
-                    log = self.directory / "log"
+                    log = self.directory / "log.err"
                     text = log.read_text(errors="replace")[-2000:] if log.exists() else "no log"
                     raise RuntimeError(f"mariadbd did not start: {text}") from None
                 time.sleep(0.01)

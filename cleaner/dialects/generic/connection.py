@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Executable, create_engine
+from sqlalchemy import URL, Connection, Engine, Executable
 from sqlalchemy.exc import (
     InvalidRequestError,
     NoSuchModuleError,
     SQLAlchemyError,
 )
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 
 from cleaner import waits
 from cleaner.dialects.base import Guard
+from cleaner.dialects.drivers import engine_maker
 from cleaner.errors import ProvisionError, SettingsError
 from cleaner.settings import masked
 
@@ -103,7 +103,7 @@ def _engine(source: URL | Engine, *, shared: bool) -> Engine:
         raise _misplaced(source.url, awaited=awaited)
     if isinstance(source, Engine) and shared:
         return source
-    make: Callable[..., Any] = create_async_engine if awaited else create_engine
+    make = engine_maker(asynchronous=awaited)
     try:
         if isinstance(source, Engine):
             made = make(source.url, pool=source.pool.recreate())

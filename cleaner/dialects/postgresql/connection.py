@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sqlalchemy import URL, Engine
@@ -13,6 +14,10 @@ from cleaner.dialects.held import HeldConnection
 from cleaner.dialects.postgresql.failures import sqlstate
 from cleaner.dialects.postgresql.program import State
 
+# A machine that has vanished from the network says no goodbye: the other side notices after 11
+# seconds, also if an answer is still on its way there, in which case nothing is probed.
+_KEEPALIVES = {"keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}
+_VANISHED = "11000"
 # Of this session only. Whatever the role's defaults are: each statement sees what was committed
 # before it, nothing but lock_timeout cuts it short, and a row-level policy raises instead of
 # hiding rows. Compiling an expression over a thousand tables would cost more than running it.
@@ -30,12 +35,8 @@ _SESSION = {
     "max_parallel_workers_per_gather": "0",
     "row_security": "off",
     "statement_timeout": "0",
-    # A machine that has vanished from the network is noticed after 11 seconds, also if an answer
-    # is still on its way there, in which case nothing is probed.
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "11000",
+    **{f"tcp_{name}": value for name, value in _KEEPALIVES.items()},
+    "tcp_user_timeout": _VANISHED,
     "transaction_timeout": "0",
 }
 _SETUP = (
@@ -80,6 +81,10 @@ class PostgresConnection(HeldConnection):
     twins: ClassVar[dict[str, Twin]] = {
         "asyncpg": Twin(("psycopg", "psycopg2"), _ASYNCPG),
         "psycopg_async": Twin(("psycopg",), None),
+    }
+    arguments: ClassVar[dict[str, Mapping[str, object]]] = {
+        driver: {**_KEEPALIVES, "tcp_user_timeout": _VANISHED}
+        for driver in ("psycopg", "psycopg2", "psycopg_async")
     }
     extra = "postgresql"
     example = "postgresql+psycopg://user:password@host/app_test"

@@ -1,0 +1,252 @@
+"""What an SQLite schema may be made of."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+from support.lite import KINDS, count, lite, run
+
+from cleaner import Cleaner
+from cleaner.dialects.sqlite import catalog
+from cleaner.dialects.sqlite.sql import quote
+from cleaner.errors import ExcludedTableError, StrategyRefusedError, UnsafeDatabaseError
+
+STRATEGIES = ["auto", "delete", "truncate", "replica"]
+
+
+@pytest.fixture(params=KINDS)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    engine = lite(request.param, tmp_path)
+    yield engine
+    engine.dispose()
+
+
+def schema(engine: Engine) -> list[object]:
+    return run(engine, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_kind_of_table_is_emptied(engine: Engine, strategy: str) -> None:
+    tables = {
+        'a."b "" [ü]': "id INTEGER PRIMARY KEY AUTOINCREMENT, 'select' TEXT",
+        "no rowid": "k TEXT COLLATE NOCASE, n INT, PRIMARY KEY (n DESC, k)) WITHOUT ROWID --(",
+        "strict": "a INT, b ANY) STRICT --(",
+        "generated": "a INT, b INT AS (a * 2) STORED, c AS (a + 1)",
+        "order": "rowid TEXT, _rowid_ TEXT, oid TEXT",
+    }
+    for name, columns in tables.items():
+        quoted = quote(name)
+        run(engine, f"CREATE TABLE {quoted} ({columns}\n)".replace("--(\n)", ""))
+    run(
+        engine,
+        'INSERT INTO "a.""b """" [ü]" ("select") VALUES (1)',
+        "INSERT INTO \"no rowid\" VALUES ('a', 1)",
+        "INSERT INTO strict VALUES (1, 'x')",
+        "INSERT INTO generated (a) VALUES (1)",
+        'INSERT INTO "order" VALUES (1, 2, 3)',
+        "CREATE VIEW seen AS SELECT * FROM generated",
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)",
+        "INSERT INTO alembic_version VALUES ('abc')",
+        "CREATE TABLE elsewhere (version_num VARCHAR(32) NOT NULL PRIMARY KEY)",
+        "INSERT INTO elsewhere VALUES ('abc')",
+    )
+    before = schema(engine)
+    with Cleaner(engine, strategy=strategy) as cleaner:
+        assert set(cleaner.clean().tables) == set(tables)
+        cleaner.verify()
+    assert schema(engine) == before
+    assert count(engine, "alembic_version", "elsewhere") == 2
+
+
+def test_temporary_tables_are_left_alone_and_hide_nothing(tmp_path: Path) -> None:
+    engine = lite("memory", tmp_path)
+    run(engine, "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
+    run(engine, "CREATE TEMP TABLE t (a)", "INSERT INTO temp.t VALUES (1)")
+    with Cleaner(engine) as cleaner:
+        cleaner.clean()
+        cleaner.verify()
+    assert (count(engine, "temp.t"), count(engine, "main.t")) == (1, 0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_trigger_fires_and_each_is_there_afterwards(engine: Engine, strategy: str) -> None:
+    run(
+        engine,
+        "CREATE TABLE t (a)",
+        "CREATE TABLE log (a)",
+        'CREATE TRIGGER "x ""y" BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END',
+        "CREATE TRIGGER main.refill AFTER DELETE ON t BEGIN INSERT INTO log VALUES (old.a); END",
+        "CREATE TRIGGER /* no! */ raises BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'no'); END",
+        "CREATE TRIGGER updated AFTER UPDATE ON t BEGIN SELECT 1; END",
+    )
+    before = schema(engine)
+    with Cleaner(engine, strategy=strategy) as cleaner:
+        for _ in range(2):
+            run(engine, "INSERT INTO t VALUES (1)", "INSERT INTO log VALUES (1)")
+            assert set(cleaner.clean().tables) == {"t", "log"}
+            cleaner.verify()
+    assert schema(engine) == before
+
+
+def test_a_temporary_trigger_of_the_shared_connection_does_not_fire(tmp_path: Path) -> None:
+    engine = lite("memory", tmp_path)
+    run(
+        engine,
+        "CREATE TABLE t (a)",
+        "CREATE TEMP TRIGGER keeps BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
+        "INSERT INTO t VALUES (1)",
+    )
+    with Cleaner(engine) as cleaner:
+        cleaner.clean()
+        cleaner.verify()
+    run(engine, "INSERT INTO t VALUES (1)", "DELETE FROM t")
+    assert count(engine, "t") == 1
+
+
+def test_an_index_for_text_search_is_emptied_by_its_own_means(engine: Engine) -> None:
+    run(
+        engine,
+        "CREATE VIRTUAL TABLE own USING fts5(body, content_of)",
+        "CREATE VIRTUAL TABLE old USING fts4(body)",
+        "CREATE VIRTUAL TABLE bare USING fts5(body, content = '')",
+        "CREATE TABLE docs (id INTEGER PRIMARY KEY, body)",
+        "CREATE VIRTUAL TABLE found USING fts5(body, content='docs', content_rowid='id')",
+        "CREATE TRIGGER i AFTER INSERT ON docs BEGIN"
+        " INSERT INTO found (rowid, body) VALUES (new.id, new.body); END",
+        "CREATE TRIGGER d AFTER DELETE ON docs BEGIN INSERT INTO found (found, rowid, body)"
+        " VALUES ('delete', old.id, old.body); END",
+        "CREATE VIRTUAL TABLE box USING rtree(id, a, b)",
+    )
+    search = "SELECT rowid FROM found WHERE found MATCH 'needle'"
+    with Cleaner(engine) as cleaner:
+        for _ in range(2):
+            run(
+                engine,
+                "INSERT INTO own VALUES ('one', 'x'), ('two', 'y')",
+                "INSERT INTO old VALUES ('one'), ('two')",
+                "INSERT INTO bare (rowid, body) VALUES (1, 'one')",
+                "INSERT INTO docs VALUES (1, 'needle'), (2, 'hay')",
+                "INSERT INTO box VALUES (1, 2, 3), (2, 3, 4)",
+            )
+            assert run(engine, search) == [(1,)]
+            report = cleaner.clean()
+            assert set(report.tables) == {"own", "old", "bare", "docs", "found", "box"}
+            cleaner.verify()
+            assert run(engine, search) == []
+            run(engine, "INSERT INTO found (found) VALUES ('integrity-check')")
+        assert cleaner.clean().tables == ()
+
+
+def test_a_module_that_is_not_loaded_is_refused_by_name(tmp_path: Path) -> None:
+    engine = lite("delete", tmp_path)
+    run(
+        engine,
+        "CREATE TABLE t (a)",
+        "PRAGMA writable_schema = ON",
+        "INSERT INTO sqlite_master VALUES"
+        " ('table', 'v', 'v', 0, 'CREATE VIRTUAL TABLE v USING nobody(a)')",
+    )
+    engine.dispose()
+    with (
+        Cleaner(engine.url) as cleaner,
+        pytest.raises(StrategyRefusedError, match="no such module: nobody"),
+    ):
+        cleaner.clean()
+    with Cleaner(engine.url, exclude=["v"]) as cleaner:
+        cleaner.clean()
+
+
+def test_attached_databases_are_schemas_and_each_is_judged(tmp_path: Path) -> None:
+    for name in ("more_test.db", "live.db"):
+        sqlite3.connect(tmp_path / name).close()
+    engine = lite("delete", tmp_path)
+
+    @event.listens_for(engine, "connect")
+    def attach(connection: sqlite3.Connection, record: object) -> None:
+        connection.execute(f"ATTACH '{tmp_path / 'more_test.db'}' AS more")
+        connection.execute(f"ATTACH '{tmp_path / 'live.db'}' AS live")
+
+    engine.dispose()
+    run(
+        engine,
+        "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT)",
+        "CREATE TABLE more.t (id INTEGER PRIMARY KEY AUTOINCREMENT)",
+        "CREATE TABLE live.customers (id INTEGER PRIMARY KEY)",
+        "CREATE TRIGGER more.d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
+        "INSERT INTO main.t VALUES (7)",
+        "INSERT INTO more.t VALUES (8)",
+        "INSERT INTO live.customers VALUES (9)",
+    )
+    with Cleaner(engine) as cleaner, pytest.raises(UnsafeDatabaseError, match=r"live\.db"):
+        cleaner.clean()
+    assert count(engine, "main.t", "more.t", "live.customers") == 3
+    with Cleaner(engine, schemas=["main", "more"]) as cleaner:
+        report = cleaner.clean()
+        assert (set(report.tables), set(report.sequences)) == ({"t", "more.t"}, {"t", "more.t"})
+        cleaner.verify()
+        cleaner.capture()
+    assert count(engine, "live.customers") == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("action", ["CASCADE", "RESTRICT", "SET NULL"])
+def test_rows_outside_the_target_are_never_touched(
+    engine: Engine, strategy: str, action: str
+) -> None:
+    run(
+        engine,
+        "CREATE TABLE p (id INTEGER PRIMARY KEY)",
+        f"CREATE TABLE c (p INT REFERENCES p ON DELETE {action})",
+        "INSERT INTO p VALUES (1), (2)",
+        "INSERT INTO c VALUES (1), (NULL)",
+    )
+    with Cleaner(engine, exclude=["c"], strategy=strategy) as cleaner:
+        with pytest.raises(ExcludedTableError):
+            cleaner.clean()
+        assert (count(engine, "p", "c"), run(engine, "SELECT p FROM c")[0]) == (4, (1,))
+        cleaner.using(only=["c"], exclude=[]).clean()
+        if strategy != "truncate":
+            assert cleaner.clean().tables == ("p",)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_cycles_that_nothing_can_break_are_emptied(engine: Engine, strategy: str) -> None:
+    run(
+        engine,
+        "CREATE TABLE a (id INT PRIMARY KEY, b INT NOT NULL REFERENCES b ON DELETE RESTRICT"
+        " DEFERRABLE INITIALLY DEFERRED)",
+        "CREATE TABLE b (id INT PRIMARY KEY, a INT NOT NULL REFERENCES A (id) ON DELETE RESTRICT"
+        " DEFERRABLE INITIALLY DEFERRED)",
+        "CREATE TABLE self (id INT PRIMARY KEY, up INT NOT NULL REFERENCES self ON DELETE"
+        " RESTRICT)",
+        "INSERT INTO a VALUES (1, 1)",
+        "INSERT INTO b VALUES (1, 1)",
+        "INSERT INTO self VALUES (1, 1), (2, 1)",
+    )
+    with Cleaner(engine, strategy=strategy) as cleaner:
+        assert set(cleaner.clean().tables) == {"a", "b", "self"}
+        cleaner.verify()
+
+
+def test_an_older_sqlite_tells_shadow_tables_by_their_names(tmp_path: Path) -> None:
+    engine = lite("memory", tmp_path)
+    run(
+        engine,
+        "CREATE VIRTUAL TABLE f USING fts5(a)",
+        "CREATE VIRTUAL TABLE g USING fts4(a)",
+        "CREATE VIRTUAL TABLE r USING rtree(id, a, b)",
+        "CREATE TABLE f_mine (a)",
+    )
+
+    def tables(version: str) -> list[str]:
+        def ask(sql: str) -> list[tuple[object, ...]]:
+            return [(version,)] if "sqlite_version" in sql else run(engine, sql)
+
+        found = catalog.discover(ask, "test", 1)
+        return [relation.name for relation in found.database.relations]
+
+    assert tables("3.35.0") == tables("3.40.1") == ["f", "f_mine", "g", "r"]
