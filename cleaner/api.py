@@ -212,8 +212,14 @@ class Cleaner:
         target = self._selected()
         if target.database.lost and not self._strategy.recreates:
             raise SchemaChangedError.lost(target.database.name, target.database.lost)
-        refusal = self._strategy.refusal(target)
-        if refusal:
+        self._check_served(target)
+        plan = self._strategy.plan(target)
+        program = self._session.compile(plan, target)
+        return _Prepared(known, target, replace(plan, sql=str(program)), program)
+
+    def _check_served(self, target: Target) -> None:
+        """Raise StrategyRefusedError if the strategy can't serve there."""
+        if refusal := self._strategy.refusal(target):
             raise StrategyRefusedError(
                 f"The strategy {self._strategy.name!r} can't clean {target.database.name}: "
                 f"{refusal}.",
@@ -221,9 +227,6 @@ class Cleaner:
                 'strategy = "auto", or exclude = ["table"]'
                 + (", or the GRANT above" if "GRANT" in refusal else ""),
             )
-        plan = self._strategy.plan(target)
-        program = self._session.compile(plan, target)
-        return _Prepared(known, target, replace(plan, sql=str(program)), program)
 
     def plan(self) -> Plan:
         """What :meth:`clean` would do now. Looks at the database and runs nothing.
@@ -262,6 +265,8 @@ class Cleaner:
 
             def attempt(wait: int) -> None:
                 target = self._selected()
+                if self._strategy.recreates:
+                    self._check_served(target)
                 chosen = target.tables if named is None else named_tables(target, named)
                 self._session.capture(target, chosen, wait)
 

@@ -85,6 +85,16 @@ class StrategyRefusedError(CleanerError):
 class ExcludedTableError(CleanerError):
     """A TRUNCATE ... CASCADE or a DELETE would change a table outside the target."""
 
+    @classmethod
+    def referring(cls, child: str, parent: str, key: str, on_delete: str) -> ExcludedTableError:
+        """The error for rows that are to be kept, and refer to rows that are not."""
+        return cls(
+            f"Rows of {child}, which is outside the target, refer to {parent} "
+            f"(foreign key {key}, ON DELETE {on_delete.upper()}).",
+            f"{child} is excluded, or the metadata does not know it",
+            f'exclude = ["{parent}"] to keep both, or clean both',
+        )
+
 
 @dataclass(frozen=True)
 class Blocker:

@@ -147,12 +147,14 @@ class _Selection:
 
     def offered_by_models(self) -> set[int]:
         assert self.models is not None
-        by_name = {(r.schema, r.table): r for r in self.database.relations}
+        spelt = str.casefold if self.database.ignores_case else str
+        by_name = {(spelt(r.schema), spelt(r.table)): r for r in self.database.relations}
         offered: set[int] = set()
         missing: list[str] = []
         for schema, name in sorted(self.models, key=lambda t: (t[0] or "", t[1])):
             places = [schema] if schema else list(self.database.search_path)
-            found = next((by_name[p, name] for p in places if (p, name) in by_name), None)
+            known = ((spelt(place), spelt(name)) for place in places)
+            found = next((by_name[each] for each in known if each in by_name), None)
             if found is None:
                 missing.append(f"{schema}.{name}" if schema else name)
             elif found.key in self.tables:

@@ -14,6 +14,7 @@ Register it under the entry-point group ``cleaner.strategies``, or pass an insta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -101,9 +102,10 @@ class Database:
     """What a live database holds, and what this role may do there.
 
     ``fingerprint`` changes whenever anything in here does. ``no_replica`` says why foreign keys
-    and triggers can't be switched off for a session, and is empty where they can. ``lost`` names
-    what was captured and is not in the schema any more. ``warnings`` tell which promises the
-    database can't keep, whatever the plan.
+    and triggers can't be switched off for a session, ``no_recreate`` why the database can't be
+    made anew from a copy; both are empty where that can be done. ``ignores_case`` is whether
+    ``Users`` is the table ``users``. ``lost`` names what was captured and is not in the schema any
+    more. ``warnings`` tell which promises the database can't keep, whatever the plan.
     """
 
     name: str
@@ -112,6 +114,8 @@ class Database:
     search_path: tuple[str, ...]
     fingerprint: str
     no_replica: str = ""
+    no_recreate: str = ""
+    ignores_case: bool = False
     lost: tuple[str, ...] = ()
     relations: tuple[Relation, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
@@ -152,6 +156,18 @@ class Target:
     def tables(self) -> tuple[Relation, ...]:
         """All tables of all groups, in deletion order."""
         return tuple(table for group in self.groups for table in group)
+
+    def sequences_of(self, tables: Iterable[Relation]) -> list[Sequence]:
+        """The sequences that go with ``tables`` of the target: with some, those that they own or
+        draw from; with all, those of nobody too.
+        """
+        keys = {table.key for table in tables}
+        everything = len(keys) == len(self.tables)
+        return [
+            sequence
+            for sequence in self.sequences
+            if everything or sequence.owner in keys or keys & {*sequence.users}
+        ]
 
 
 @dataclass(frozen=True)

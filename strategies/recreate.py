@@ -21,5 +21,8 @@ class RecreateDatabase(Strategy):
     def __init__(self, template: str = "") -> None:
         self.template = template
 
+    def refusal(self, target: Target) -> str | None:
+        return target.database.no_recreate or None
+
     def plan(self, target: Target) -> Plan:
         return Plan(self.name, (Recreate(self.template),))

@@ -418,6 +418,20 @@ def test_a_change_of_the_schema_is_noticed(
             fresh.verify()
 
 
+def test_a_change_is_noticed_by_each_of_those_who_share_a_connection(
+    mariadb: MariaDatabase,
+) -> None:
+    mariadb.execute("CREATE TABLE one (id int PRIMARY KEY)")
+    with mariadb.cleaner() as cleaner:
+        other = cleaner.using(strategy="delete")
+        cleaner.clean()
+        other.clean()
+        mariadb.execute("CREATE TABLE two (id int PRIMARY KEY)")
+        other.clean()
+        mariadb.execute("INSERT INTO two VALUES (1)")
+        assert cleaner.clean().tables == ("two",)
+
+
 def test_a_child_that_comes_later_outside_the_target_is_never_changed(
     mariadb: MariaDatabase,
 ) -> None:

@@ -353,3 +353,36 @@ def test_an_ordinary_clean_takes_few_round_trips(mariadb: MariaDatabase) -> None
             mariadb.execute(f"INSERT INTO t{i} VALUES ()")
         assert cleaner.clean().round_trips == 3, "look, wait for users, all the rest"
         cleaner.verify()
+
+
+def test_two_changes_in_one_second_are_told_apart(mariadb: MariaDatabase) -> None:
+    other = mariadb.another()
+    mariadb.execute("CREATE TABLE one (id int PRIMARY KEY)")
+    with mariadb.cleaner() as cleaner:
+        cleaner.clean()
+        mariadb.execute(f"CREATE TABLE {other}.one (id int)")  # which may be a change of ours
+        cleaner.clean()
+        mariadb.execute("DROP TABLE one; CREATE TABLE one (id int PRIMARY KEY, one int)")
+        mariadb.execute("ALTER TABLE one ADD FOREIGN KEY (one) REFERENCES one (id)")
+        mariadb.execute("INSERT INTO one VALUES (1, 1), (2, 1)")
+        cleaner.clean()
+    assert mariadb.count("one") == 0
+
+
+def test_a_forked_child_leaves_the_connection_to_its_parent(mariadb: MariaDatabase) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one (n) VALUES (1)")
+    with mariadb.cleaner() as cleaner:
+        cleaner.clean()
+        child = os.fork()
+        if not child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                cleaner.clean()
+                cleaner.close()
+                code = 0
+            os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        mariadb.execute("INSERT INTO one (n) VALUES (1)")
+        trips = cleaner._session.round_trips
+        assert cleaner.clean().tables == ("one",)
+        assert cleaner._session.round_trips - trips < 6, "on the connection that it had"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, event
 from support.lite import KINDS, count, lite, run
 
 from cleaner import Cleaner
@@ -250,3 +250,14 @@ def test_an_older_sqlite_tells_shadow_tables_by_their_names(tmp_path: Path) -> N
         return [relation.name for relation in found.database.relations]
 
     assert tables("3.35.0") == tables("3.40.1") == ["f", "f_mine", "g", "r"]
+
+
+def test_a_model_is_found_whatever_the_case_of_its_name(engine: Engine) -> None:
+    run(engine, "CREATE TABLE Users (id INTEGER PRIMARY KEY)")
+    run(engine, "INSERT INTO users VALUES (1)")
+    models = MetaData()
+    Table("USERS", models, Column("id", Integer, primary_key=True))
+    with Cleaner(engine, models) as cleaner:
+        assert cleaner.plan().warnings == ()
+        cleaner.clean()
+    assert count(engine, "users") == 0

@@ -65,7 +65,7 @@ def _binary(name: str) -> str | None:
 class MariaDB:
     """A server on a socket and a port of its own, in a directory that goes with it.
 
-    A watchdog ends it when :meth:`stop` is called or this process is gone, however it ended.
+    A watchdog ends it when :meth:`close` is called or this process is gone, however it ended.
     """
 
     def __init__(self, *options: str) -> None:
@@ -85,7 +85,8 @@ class MariaDB:
         command = [
             server, *_OPTIONS, data, f"--socket={self.socket}", f"--port={self.port}",
             "--bind-address=127.0.0.1", f"--pid-file={self.directory / 'pid'}",
-            f"--log-error={self.directory / 'log.err'}", f"--tmpdir={self.directory}", *user, *options,
+            f"--log-error={self.directory / 'log.err'}", f"--tmpdir={self.directory}",
+            *user, *options,
         ]  # fmt: skip
         try:
             subprocess.run(
@@ -106,7 +107,7 @@ class MariaDB:
             )
             self._wait()
         except BaseException:
-            self.stop()
+            self.close()
             raise
 
     def _wait(self) -> None:
@@ -159,7 +160,7 @@ class MariaDB:
         """The server's process."""
         return int((self.directory / "pid").read_text())
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the server and remove its directory. Harmless when done twice."""
         if self._watchdog is not None:
             assert self._watchdog.stdin
@@ -266,7 +267,7 @@ def mariadb_server() -> Iterator[MariaDB]:
         pytest.skip(f"no mariadbd here: {INSTALL}")
     server = MariaDB()
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

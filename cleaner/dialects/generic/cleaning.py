@@ -200,12 +200,7 @@ class Run:
         for key, flag in zip(program.outside, flags[len(program.tables) :], strict=True):
             if flag:
                 child, parent = database.relation(key.child), database.relation(key.parent)
-                raise ExcludedTableError(
-                    f"Rows of {child.name}, which is outside the target, refer to {parent.name} "
-                    f"(foreign key {key.name}, ON DELETE {key.on_delete.upper()}).",
-                    f"{child.name} is excluded, or the metadata does not know it",
-                    f'exclude = ["{parent.name}"] to keep both, or clean both',
-                )
+                raise ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
         held = [each for each, flag in zip(program.tables, flags, strict=False) if flag]
         if turn == _PASSES and held:
             rows = (self._execute(connection, count(each)).scalar_one() for each in held)

@@ -88,6 +88,7 @@ def catalog(engine: Engine, name: str, *, eager: bool) -> Catalog:
             search_path=(schema,),
             fingerprint=hashlib.sha256(what.encode()).hexdigest(),
             no_replica=_NO_REPLICA,
+            no_recreate="SQLAlchemy has no way to copy a database",
             relations=tuple(relations),
             foreign_keys=tuple(keys or ()),
             sequences=tuple(sequences),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cleaner.dialects.mysql.program import lock_name
-from cleaner.dialects.mysql.sql import literal
+from cleaner.dialects.strings import literal
 from cleaner.errors import Blocker
 
 Rows = list[tuple[Any, ...]]

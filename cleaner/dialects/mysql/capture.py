@@ -15,7 +15,8 @@ from cleaner.dialects.mysql.cleaning import let_go
 from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.discovery import BASELINE
 from cleaner.dialects.mysql.program import REPEATABLE, lock_name
-from cleaner.dialects.mysql.sql import exists, literal, quote
+from cleaner.dialects.mysql.sql import exists, quote
+from cleaner.dialects.strings import literal
 from cleaner.errors import StrategyRefusedError
 from cleaner.retry import Conflict, LockWait
 from cleaner.spi import Relation, Sequence, Target
@@ -86,13 +87,7 @@ class _Capture:
     ) -> None:
         self.connection, self.catalog, self.target = connection, catalog, target
         self.tables = tables
-        keys = {table.key for table in tables}
-        everything = len(tables) == len(target.tables)
-        self.sequences = [
-            sequence
-            for sequence in target.sequences
-            if everything or sequence.owner in keys or keys & {*sequence.users}
-        ]
+        self.sequences = target.sequences_of(tables)
 
     def execute(self, sql: str) -> list[tuple[object, ...]]:
         return self.connection.execute(sql, True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleaner.dialects.mysql.baseline import Captured, Column, is_ours
+from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.discovery import Found
 from cleaner.dialects.mysql.sql import exists, qualified, quote
 from cleaner.spi import Action, Database, ForeignKey, Relation, Sequence
@@ -78,9 +79,9 @@ class Catalog:
     has_baseline: bool
 
 
-def parse(found: Found, server: str, user: str, unique: Mapping[str, tuple[str, ...]]) -> Catalog:
+def parse(found: Found, session: MySQLConnection, unique: Mapping[str, tuple[str, ...]]) -> Catalog:
     """Read what was found; ``unique`` are the keys of the captured tables."""
-    return _Parser(found, unique).catalog(server, user)
+    return _Parser(found, unique).catalog(session)
 
 
 class _Parser:
@@ -97,7 +98,7 @@ class _Parser:
         self.captured_positions = {name: at for kind, name, _, at in found.book if kind == "s"}
         self.lost: list[str] = []
 
-    def catalog(self, server: str, user: str) -> Catalog:
+    def catalog(self, session: MySQLConnection) -> Catalog:
         relations, facts, sequences = [], {}, []
         own = [row for row in self.found.tables if not is_ours(row[0])]
         keys = {(self.found.name, row[0]): number for number, row in enumerate(own, 1)}
@@ -126,10 +127,12 @@ class _Parser:
         return Catalog(
             database=Database(
                 name=self.found.name,
-                server=server,
-                user=user,
+                server=session.server,
+                user=session.user,
+                ignores_case=session.ignores_case,
                 search_path=(self.found.name,),
                 fingerprint=self.found.fingerprint,
+                no_recreate=f"{session.flavour.name} has no way to copy a database",
                 lost=tuple(self.lost),
                 relations=tuple(relations),
                 foreign_keys=foreign_keys,

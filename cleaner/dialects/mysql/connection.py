@@ -39,10 +39,14 @@ class MySQLConnection(HeldConnection):
     flavour: MySQL = MySQL()
     server = ""
     user = ""
+    ignores_case = False
 
     def _greet(self, cursor: Any) -> str:
-        cursor.execute("SELECT DATABASE(), VERSION(), CURRENT_USER()")
-        name, version, self.user = cursor.fetchall()[0]
+        cursor.execute(
+            "SELECT DATABASE(), VERSION(), CURRENT_USER(), @@lower_case_table_names <> 0"
+        )
+        name, version, self.user, folds = cursor.fetchall()[0]
+        self.ignores_case = bool(folds)
         if name is None:
             raise SettingsError(
                 "The URL names no database, so there is nothing to clean.",

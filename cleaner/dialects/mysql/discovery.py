@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleaner.dialects.mysql.flavour import MySQL
-from cleaner.dialects.mysql.sql import literals
+from cleaner.dialects.strings import literals
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[[str], Rows]

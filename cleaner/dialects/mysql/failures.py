@@ -54,12 +54,7 @@ def passing(error: Exception) -> Transient | None:
 def reaches_outside(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
     """The error for rows that are to be kept, and refer to rows that are not."""
     child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
-    return ExcludedTableError(
-        f"Rows of {child.name}, which is outside the target, refer to {parent.name} "
-        f"(foreign key {key.name}, ON DELETE {key.on_delete.upper()}).",
-        f"{child.name} is excluded, or the metadata does not know it",
-        f'exclude = ["{parent.name}"] to keep both, or clean both',
-    )
+    return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
 
 
 def refused(error: Exception, catalog: Catalog) -> Exception:

@@ -16,7 +16,8 @@ from sqlalchemy import URL, Engine
 
 from cleaner.dialects.mysql.activity import others
 from cleaner.dialects.mysql.connection import MySQLConnection, number
-from cleaner.dialects.mysql.sql import literal, quote
+from cleaner.dialects.mysql.sql import quote
+from cleaner.dialects.strings import literal
 from cleaner.errors import BlockedError, PoolRefusedError, ProvisionError
 
 _DENIED = (1044, 1045, 1142)

@@ -20,7 +20,8 @@ from functools import cached_property
 
 from cleaner.dialects.mysql.catalog import Catalog, Facts, relation_sql
 from cleaner.dialects.mysql.flavour import MySQL
-from cleaner.dialects.mysql.sql import literal, quote
+from cleaner.dialects.mysql.sql import quote
+from cleaner.dialects.strings import literal
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
 
 MANY = 1 << 20  # bytes of a table that is rather truncated than deleted from

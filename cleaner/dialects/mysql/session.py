@@ -19,7 +19,7 @@ from cleaner.dialects.mysql.program import Program, compile_plan
 from cleaner.difference import Diff
 from cleaner.errors import Blocker, StrategyRefusedError
 from cleaner.retry import Conflict, Stale
-from cleaner.spi import Database, Plan, Recreate, Relation, Target
+from cleaner.spi import Database, Plan, Relation, Target
 
 
 class MySQLSession(MySQLConnection):
@@ -27,14 +27,15 @@ class MySQLSession(MySQLConnection):
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self._catalog: Catalog | None = None
-        self._newest_ddl = -1  # the newest DDL with which the schema was known to be the catalog's
+        # The newest DDL with which the schema was known to be that of a fingerprint.
+        self._newest_ddl: dict[str, int] = {}
         self._marked = ("", "")  # the last fingerprint that was found, and its mark
         self._patience = Patience()
         self._met_conflict = False  # in the last try
         super().__init__(source, guard, lock_timeout)
 
     def _vanished(self) -> None:
-        self._newest_ddl = -1  # the server counts anew when it starts
+        self._newest_ddl.clear()  # the server counts anew when it starts
 
     # -- looking --------------------------------------------------------------------------
 
@@ -43,8 +44,8 @@ class MySQLSession(MySQLConnection):
         found = discover(self.execute, self.flavour, self.driver_error)
         captured = [name for kind, name, *_ in found.book if kind == "t"]
         unique = unique_keys(self.execute, captured)
-        self._catalog = parse(found, self.server, self.user, unique)
-        self._newest_ddl = found.newest
+        self._catalog = parse(found, self, unique)
+        self._newest_ddl = {found.fingerprint: found.newest}
         return self._catalog.database
 
     @property
@@ -63,13 +64,6 @@ class MySQLSession(MySQLConnection):
     # -- cleaning -------------------------------------------------------------------------
 
     def compile(self, plan: Plan, target: Target) -> Program:
-        if any(isinstance(step, Recreate) for step in plan.steps):
-            raise StrategyRefusedError(
-                f"The strategy {plan.strategy!r} can't clean {target.database.name}: "
-                f"{self.flavour.name} has no way to clone a database.",
-                "the strategy is for databases that can be made from a template",
-                'strategy = "auto"',
-            )
         return compile_plan(plan, target, self.catalog, self.flavour)
 
     def run(self, program: Program, wait: int) -> Done:
@@ -86,14 +80,15 @@ class MySQLSession(MySQLConnection):
             self._marked = known
             return True
 
-        run = Run(self, program, self._newest_ddl, fits, fence=self._met_conflict)
+        newest = self._newest_ddl.get(fingerprint, -1)
+        run = Run(self, program, newest, fits, fence=self._met_conflict)
         try:
             done = run.clean(self._patience.seconds(wait, self.flavour), wait)
         except Conflict:
             self._met_conflict = True
             raise
         self._met_conflict = False
-        self._newest_ddl = run.newest
+        self._newest_ddl = {fingerprint: run.newest}
         self._patience.is_over()
         return done
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 def quote(name: str) -> str:
     """The identifier in quotes, whatever is in it."""
@@ -13,16 +11,6 @@ def quote(name: str) -> str:
 def qualified(schema: str, name: str) -> str:
     """The quoted name, whatever the current database is."""
     return f"{quote(schema)}.{quote(name)}"
-
-
-def literal(text: str) -> str:
-    """``text`` as an SQL string, in which a backslash means itself."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def literals(texts: Iterable[str]) -> str:
-    """Several, for the parentheses of an IN."""
-    return ", ".join(map(literal, texts))
 
 
 def exists(table: str, condition: str = "") -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cleaner.dialects.postgresql.program import ADVISORY_LOCK
-from cleaner.dialects.postgresql.sql import literal, oid_array
+from cleaner.dialects.postgresql.sql import oid_array
+from cleaner.dialects.strings import literal
 from cleaner.errors import Blocker
 
 Execute = Callable[[str], list[tuple[Any, ...]]]

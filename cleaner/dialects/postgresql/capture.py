@@ -12,7 +12,8 @@ from cleaner.dialects.postgresql.baseline import Captured, Column, columns_of, d
 from cleaner.dialects.postgresql.catalog import Catalog
 from cleaner.dialects.postgresql.discovery import BASELINE
 from cleaner.dialects.postgresql.program import ADVISORY_LOCK
-from cleaner.dialects.postgresql.sql import literal, qualified, quote
+from cleaner.dialects.postgresql.sql import qualified, quote
+from cleaner.dialects.strings import literal
 from cleaner.errors import StrategyRefusedError
 from cleaner.retry import Conflict
 from cleaner.spi import Relation, Target
@@ -71,13 +72,7 @@ class _Capture:
     ) -> None:
         self._execute = execute
         self.catalog, self.target, self.tables = catalog, target, tables
-        keys = {table.key for table in tables}
-        everything = len(tables) == len(target.tables)
-        self.sequences = [
-            sequence
-            for sequence in target.sequences
-            if everything or sequence.owner in keys or keys & {*sequence.users}
-        ]
+        self.sequences = target.sequences_of(tables)
 
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
         return self._execute(sql, True)

@@ -25,11 +25,11 @@ from cleaner.dialects.postgresql.clone_attributes import (
     attributes,
     derived,
     found_query,
-    literals,
     template_name,
 )
 from cleaner.dialects.postgresql.failures import said, sqlstate
-from cleaner.dialects.postgresql.sql import literal, quote
+from cleaner.dialects.postgresql.sql import quote
+from cleaner.dialects.strings import literal, literals
 from cleaner.errors import Blocker, CleanerError, ProvisionError, StrategyRefusedError
 
 __all__ = ["Clones", "template_name"]

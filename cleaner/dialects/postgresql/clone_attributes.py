@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from cleaner.dialects.postgresql.activity import Execute
-from cleaner.dialects.postgresql.sql import literal, quote
+from cleaner.dialects.postgresql.sql import quote
+from cleaner.dialects.strings import literal, literals
 
 OURS = "made by cleaner: "  # how the comment on a database of ours begins
 _LONGEST = 63  # bytes of a name
@@ -57,11 +58,6 @@ def found_query(names: Iterable[str]) -> str:
        d.datistemplate, d.datallowconn, d.datconnlimit,
        pg_catalog.shobj_description(d.oid, 'pg_database')
   FROM pg_catalog.pg_database d WHERE d.datname IN ({literals(names)})"""
-
-
-def literals(texts: Iterable[str]) -> str:
-    """The strings of an IN list."""
-    return ", ".join(map(literal, texts))
 
 
 def attributes(execute: Execute, source: Found, new: str) -> list[str]:

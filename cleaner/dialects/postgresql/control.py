@@ -28,7 +28,8 @@ from cleaner.dialects.postgresql.control_kept import KEPT, KeptCopies
 from cleaner.dialects.postgresql.control_templates import TEMPLATES
 from cleaner.dialects.postgresql.failures import sqlstate
 from cleaner.dialects.postgresql.server import MAINTENANCE
-from cleaner.dialects.postgresql.sql import literal, quote
+from cleaner.dialects.postgresql.sql import quote
+from cleaner.dialects.strings import literal
 from cleaner.errors import CleanerError, PoolRefusedError, ProvisionError
 
 CONTROL = "cleaner_control"

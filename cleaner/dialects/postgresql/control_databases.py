@@ -10,16 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from cleaner.dialects.postgresql.clone import Clones, template_name
-from cleaner.dialects.postgresql.clone_attributes import (
-    OURS,
-    Found,
-    derived,
-    found_query,
-    literals,
-)
+from cleaner.dialects.postgresql.clone_attributes import OURS, Found, derived, found_query
 from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.dialects.postgresql.failures import sqlstate
-from cleaner.dialects.postgresql.sql import literal, quote
+from cleaner.dialects.postgresql.sql import quote
+from cleaner.dialects.strings import literal, literals
 from cleaner.errors import ProvisionError
 
 LONGEST = 63  # bytes of a name

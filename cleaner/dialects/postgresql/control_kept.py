@@ -11,7 +11,7 @@ from itertools import count
 
 from cleaner.dialects.postgresql.control_databases import named
 from cleaner.dialects.postgresql.control_templates import Templates
-from cleaner.dialects.postgresql.sql import literal
+from cleaner.dialects.strings import literal
 from cleaner.errors import CleanerError
 
 KEPT = """CREATE TABLE IF NOT EXISTS cleaner.kept (

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from cleaner.dialects.postgresql.clone_attributes import derived
 from cleaner.dialects.postgresql.control_databases import Databases
-from cleaner.dialects.postgresql.sql import literal
+from cleaner.dialects.strings import literal
 
 _BUILDS = int.from_bytes(b"tmpl", "big")  # the first half of an advisory lock's key
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from cleaner.dialects.postgresql import failures
 from cleaner.dialects.postgresql.baseline import Captured, columns_of, differ, shapes
 from cleaner.dialects.postgresql.catalog import Catalog
-from cleaner.dialects.postgresql.sql import literal, qualified, quote
+from cleaner.dialects.postgresql.sql import qualified, quote
+from cleaner.dialects.strings import literal
 from cleaner.difference import (
     Diff,
     Kind,

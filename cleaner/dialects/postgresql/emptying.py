@@ -8,8 +8,8 @@ from math import isqrt
 from cleaner.dialects.postgresql import restoring, truncation
 from cleaner.dialects.postgresql.program import NEEDS_TRUNCATE
 from cleaner.dialects.postgresql.sequences import Sequences
-from cleaner.dialects.postgresql.sql import literal
 from cleaner.dialects.postgresql.tables import Tables
+from cleaner.dialects.strings import literal
 from cleaner.spi import Empty, Relation, Truncate
 
 _SKIPPED = 12  # groups per condition at least: a clean steps over so many at once

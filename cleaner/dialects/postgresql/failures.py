@@ -115,12 +115,7 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
     if code == REACHES_OUTSIDE:
         key = program.outside[positions[0]]
         child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
-        return ExcludedTableError(
-            f"Rows of {child.name}, which is outside the target, refer to {parent.name} "
-            f"(foreign key {key.name}, ON DELETE {key.on_delete.upper()}).",
-            f"{child.name} is excluded, or the metadata does not know it",
-            f'exclude = ["{parent.name}"] to keep both, or clean both',
-        )
+        return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
     if code == NEEDS_TRUNCATE:
         table = program.tables[positions[0] - 1]
         return StrategyRefusedError(

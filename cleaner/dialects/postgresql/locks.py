@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cleaner.dialects.postgresql.sql import literal, oid_array
+from cleaner.dialects.postgresql.sql import oid_array
+from cleaner.dialects.strings import literal
 
 _GIVE_WAY = "CL004"
 _TURN = 20  # milliseconds of waiting for a lock before a look at whom that keeps from going on

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 from cleaner import waits
 from cleaner.dialects.postgresql.activity import Execute
-from cleaner.dialects.postgresql.clone_attributes import literals
-from cleaner.dialects.postgresql.sql import literal
+from cleaner.dialects.strings import literal, literals
 from cleaner.errors import BlockedError, Blocker
 
 

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 
 from cleaner.dialects.postgresql.baseline import Captured
 from cleaner.dialects.postgresql.program import NEEDS_RELOAD
-from cleaner.dialects.postgresql.sql import literal, qualified, quote
+from cleaner.dialects.postgresql.sql import qualified, quote
 from cleaner.dialects.postgresql.tables import WRITTEN, Tables
+from cleaner.dialects.strings import literal
 from cleaner.spi import Relation
 
 # A horizon that is ahead of this server, or a billion transactions behind, says nothing.

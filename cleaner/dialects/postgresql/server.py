@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import URL
 
 from cleaner.dialects.postgresql.connection import PostgresConnection
-from cleaner.dialects.postgresql.sql import literal
+from cleaner.dialects.strings import literal
 from cleaner.errors import ProvisionError
 
 MAINTENANCE = "postgres"

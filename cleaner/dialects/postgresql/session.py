@@ -19,8 +19,9 @@ from cleaner.dialects.postgresql.differences import differences
 from cleaner.dialects.postgresql.discovery import discovery
 from cleaner.dialects.postgresql.program import Outcome, Program, read
 from cleaner.dialects.postgresql.recreation import Recreation, elsewhere
-from cleaner.dialects.postgresql.sql import literal, quote
+from cleaner.dialects.postgresql.sql import quote
 from cleaner.dialects.postgresql.writer import compile_plan
+from cleaner.dialects.strings import literal
 from cleaner.difference import Diff
 from cleaner.errors import Blocker, ProvisionError, StrategyRefusedError
 from cleaner.retry import Stale

@@ -20,11 +20,6 @@ def qualified(schema: str, name: str) -> str:
     return f"{quote(schema)}.{quote(name)}"
 
 
-def literal(text: str) -> str:
-    """``text`` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def oid_array(oids: Iterable[int]) -> str:
     """The oids as an array."""
     return "'{" + ",".join(map(str, oids)) + "}'::oid[]"

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
 from cleaner.dialects.postgresql.program import REACHES_OUTSIDE
-from cleaner.dialects.postgresql.sql import literal, qualified, quote
+from cleaner.dialects.postgresql.sql import qualified, quote
+from cleaner.dialects.strings import literal
 from cleaner.graph import reachable
 from cleaner.spi import ForeignKey, Relation, Target
 

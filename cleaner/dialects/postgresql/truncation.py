@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from cleaner.dialects.postgresql.catalog import Facts
-from cleaner.dialects.postgresql.sql import literal, oid_array
+from cleaner.dialects.postgresql.sql import oid_array
+from cleaner.dialects.strings import literal
 from cleaner.spi import Relation
 
 SMALL = 16 * 8192  # bytes from which on it is worth a thought

@@ -30,8 +30,9 @@ from cleaner.dialects.postgresql.emptying import Emptying
 from cleaner.dialects.postgresql.locks import lock, wait_for_writers
 from cleaner.dialects.postgresql.program import ADVISORY_LOCK, SURVIVED, Program
 from cleaner.dialects.postgresql.sequences import Sequences
-from cleaner.dialects.postgresql.sql import dollars, function, literal, oid_array
+from cleaner.dialects.postgresql.sql import dollars, function, oid_array
 from cleaner.dialects.postgresql.tables import Tables
+from cleaner.dialects.strings import literal
 from cleaner.spi import Empty, Plan, Relation, Restart, Sequence, Target, Truncate
 
 _CHUNK = 128  # tables per expression: one that is altered costs the planning of so many

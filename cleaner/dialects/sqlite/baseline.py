@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleaner.dialects.sqlite.catalog import Ask, Facts
-from cleaner.dialects.sqlite.sql import BASELINE, literal, qualified, quote
+from cleaner.dialects.sqlite.sql import BASELINE, qualified, quote
+from cleaner.dialects.strings import literal
 
 BOOK = qualified("main", BASELINE)
 

@@ -134,6 +134,7 @@ class _Discovery:
             user="",
             search_path=tuple(self.schemas),
             fingerprint=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+            ignores_case=True,
             relations=tuple(self.relations),
             foreign_keys=tuple(self.foreign_keys),
             sequences=tuple(self.sequences),

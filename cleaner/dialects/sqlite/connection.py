@@ -17,7 +17,7 @@ from cleaner import waits
 from cleaner.dialects.base import Guard
 from cleaner.dialects.held import HeldConnection
 from cleaner.dialects.sqlite.failures import is_locked
-from cleaner.dialects.sqlite.locks import holders, lock_on
+from cleaner.dialects.sqlite.locks import holders, turn_at
 from cleaner.errors import BlockedError, Blocker, CleanerError, ProvisionError, SettingsError
 from cleaner.retry import LockWait
 from cleaner.settings import masked
@@ -281,7 +281,7 @@ class SqliteConnection(HeldConnection):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        lock = lock_on(self.path)
+        lock = turn_at(self.path)
         while True:
             try:
                 lock.acquire(timeout=0)

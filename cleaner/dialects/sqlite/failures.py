@@ -49,9 +49,4 @@ def refused(error: Exception, doing: str) -> Exception:
 def reaches_outside(key: ForeignKey, database: Database) -> ExcludedTableError:
     """The error for rows outside the target that refer to rows that would go."""
     child, parent = database.relation(key.child), database.relation(key.parent)
-    return ExcludedTableError(
-        f"Rows of {child.name}, which is outside the target, refer to {parent.name} "
-        f"(foreign key {key.name}, ON DELETE {key.on_delete.upper()}).",
-        f"{child.name} is excluded, or the metadata does not know it",
-        f'exclude = ["{parent.name}"] to keep both, or clean both',
-    )
+    return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)

@@ -33,15 +33,20 @@ class Unnamed(Blocker):
         return f"a connection of pid {self.pid} ({which}) to {self.path}"
 
 
-def lock_on(path: str) -> FileLock:
+def turn_at(path: str) -> FileLock:
     """The lock by which cleans of that file take turns.
 
     SQLite's own lock would do, but whoever waits for it looks from time to time, and the one who
     works in a loop wins nearly always: with eight of them some wait for seconds.
     """
+    return lock_on(path, "turn")
+
+
+def lock_on(path: str | Path, purpose: str) -> FileLock:
+    """A lock between processes of this user that goes with its holder."""
     digest = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
     user = os.getuid() if hasattr(os, "getuid") else 0
-    return FileLock(Path(tempfile.gettempdir()) / f"cleaner-{user}-{digest}-turn.lock")
+    return FileLock(Path(tempfile.gettempdir()) / f"cleaner-{user}-{digest}-{purpose}.lock")
 
 
 def holders(path: str) -> tuple[Blocker, ...]:

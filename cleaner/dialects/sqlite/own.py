@@ -7,17 +7,17 @@ import hashlib
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
+from cleaner.dialects.sqlite.locks import lock_on
 from cleaner.errors import ProvisionError
 
 Build = Callable[[URL | Engine, str], None]
@@ -83,7 +83,7 @@ class OwnFile:
         self.base = self._configured.name
         for attempt in count(1):
             self._path = self._called(worker if attempt == 1 else f"{worker}_{attempt}")
-            self._lock = _lock_on(self._path)
+            self._lock = lock_on(self._path, "own")
             with suppress(Timeout):
                 self._lock.acquire(timeout=0)
                 break
@@ -103,7 +103,7 @@ class OwnFile:
         digest = hashlib.sha256(fingerprint().encode()).hexdigest()[:12]
         template = self._called(f"template_{digest}")
         try:
-            with _lock_on(template).acquire(timeout=_PATIENCE):
+            with lock_on(template, "build").acquire(timeout=_PATIENCE):
                 if not template.exists():
                     self._sweep()
                     self._build(template, build)
@@ -142,12 +142,6 @@ class OwnFile:
     def close(self) -> None:
         _remove(self._path)
         self._lock.release()
-
-
-def _lock_on(path: Path) -> FileLock:
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return FileLock(Path(tempfile.gettempdir()) / f"cleaner-{user}-{digest}.lock")
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from cleaner.dialects.sqlite.baseline import Baseline, Captured
 from cleaner.dialects.sqlite.catalog import Facts, Found
-from cleaner.dialects.sqlite.sql import literal, qualified, quote
+from cleaner.dialects.sqlite.sql import qualified, quote
+from cleaner.dialects.strings import literal
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
 
 Item = TypeVar("Item")

@@ -222,8 +222,5 @@ class SqliteSession(SqliteConnection):
     def blockers(self, program: Any) -> tuple[Blocker, ...]:
         return self.holders()
 
-    def others(self) -> tuple[Blocker, ...]:
-        return ()
-
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         return ()

@@ -17,8 +17,3 @@ def quote(name: str) -> str:
 def qualified(schema: str, name: str) -> str:
     """The quoted name, which no temporary table can hide."""
     return f"{quote(schema)}.{quote(name)}"
-
-
-def literal(text: str) -> str:
-    """``text`` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
