@@ -312,7 +312,8 @@ class TestDatabase:
 
     def _server(self) -> str:
         if self.settings.url is None:
-            return f"{_embedded_version()} (embedded)"
+            each = "" if self.settings.isolation == "database" else ", one for each worker"
+            return f"{_embedded_version()} (embedded{each})"
         try:
             if not has_pool(self.url):
                 return self.url.get_dialect().name

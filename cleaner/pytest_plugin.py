@@ -64,7 +64,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Of pytest-xdist: tell each worker where the run's embedded server is or will be."""
     run = node.config.stash[_RUN]
-    if run.configured and run.is_embedded and run.settings.isolation == "database":
+    if run.configured and run.shares_server:
         node.workerinput["cleaner_directory"] = str(run.embedded().directory)
 
 

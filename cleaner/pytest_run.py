@@ -92,7 +92,15 @@ class Run:
             }
             options = {key: value for key, value in given.items() if value}
             try:
-                self._settings = Settings.load(self.config.rootpath, options=options)
+                settings = Settings.load(self.config.rootpath, options=options)
+                if settings.url is not None and settings.isolation == "server":
+                    raise SettingsError(
+                        'isolation is "server", and url is set.',
+                        "cleaner starts embedded servers only; on one that is there each worker "
+                        "has a database of its own",
+                        "one of the two lines less in [tool.cleaner]",
+                    )
+                self._settings = settings
             except SettingsError as error:
                 raise pytest.UsageError(str(error)) from error
         return self._settings
@@ -111,9 +119,10 @@ class Run:
         return [self.database(name) for name in ("main", *self.settings.databases)]
 
     @property
-    def is_embedded(self) -> bool:
-        """Whether any of the databases is to be on the embedded server."""
-        return any(each.settings.url is None for each in self.databases)
+    def shares_server(self) -> bool:
+        """Whether any of the databases is to be on an embedded server that the workers share."""
+        embedded = any(each.settings.url is None for each in self.databases)
+        return embedded and self.settings.isolation == "database"
 
     def embedded(self) -> EmbeddedPostgres:
         """The run's server, which starts when first asked for a database."""
@@ -161,9 +170,11 @@ class Run:
         # It is the workers that test; but here too conftest.py may import the application.
         from cleaner.errors import CleanerError
 
-        if self.is_embedded:
+        if self.shares_server:
             os.environ[_DIRECTORY] = str(self.embedded().directory)
         for database in exporting:
+            if database.settings.url is None and not self.shares_server:
+                continue
             with suppress(CleanerError):
                 database.export(database.url, configured=True)
 

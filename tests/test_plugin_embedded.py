@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 from support.projects import lines
 
 on_embedded = pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
@@ -75,3 +76,32 @@ def test_without_a_url_one_process_has_the_embedded_server_to_itself(
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["cleaner: delete on postgresql * (embedded), database test_main"])
     assert not Path((project.path / "directory").read_text()).exists()
+
+
+def test_each_worker_can_have_a_server_of_its_own(project: pytest.Pytester) -> None:
+    project.makepyprojecttoml(
+        '[tool.cleaner]\nisolation = "server"\nexport = ["DATABASE_URL"]\nautouse = true'
+    )
+    project.makepyfile(
+        """
+        import os
+        import pytest
+
+        @pytest.mark.parametrize("n", range(10))
+        def test(n, add, rows, cleaner_url):
+            with open("urls", "a") as file:
+                file.write(f"{cleaner_url}\\n")
+            assert os.environ["DATABASE_URL"] == cleaner_url
+            assert rows() == []
+            add()
+        """
+    )
+    result = project.runpytest_subprocess("-n2", "--dist=load")
+    result.assert_outcomes(passed=10)
+    result.stdout.fnmatch_lines(["cleaner: auto on postgresql * (embedded, one for each worker)*"])
+    urls = {make_url(line) for line in (project.path / "urls").read_text().split()}
+    assert len({(url.query.get("host"), url.port) for url in urls}) == 2
+    project.makepyprojecttoml('[tool.cleaner]\nisolation = "server"\nurl = "postgresql:///a_test"')
+    result = project.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(['*isolation is "server", and url is set.*'])
