@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from cleaner.console import Console, count, print_json
+from cleaner.dialects import has_pool
 from cleaner.errors import ProvisionError
 from cleaner.settings import Settings
 
@@ -128,7 +129,14 @@ def _pool(options: argparse.Namespace, console: Console) -> Iterator[Pool]:
     settings = options.settings(options)
     url = settings.url
     if url is not None:
-        yield Pool(url.url if isinstance(url, Engine) else url, settings.lock_timeout)
+        at = url.url if isinstance(url, Engine) else url
+        if not has_pool(at):
+            raise ProvisionError(
+                f"There is no pool for {at.render_as_string()}.",
+                "databases are cloned and leased on PostgreSQL only",
+                "cleaner pool --url postgresql://localhost/app_test",
+            )
+        yield Pool(at, settings.lock_timeout)
         return
     from cleaner.provision.embedded import EmbeddedPostgres
 

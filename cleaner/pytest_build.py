@@ -14,6 +14,7 @@ from cleaner.errors import SchemaChangedError, SettingsError
 from cleaner.settings import Settings
 
 Setup = Callable[[Engine], None]
+CHECKED = 1.0  # seconds for which a database that was ours is taken to be so still
 
 
 def settings_for(settings: Settings, source: URL | Engine, name: str = "") -> Settings:

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Engine, create_engine
 
 from cleaner import guard
 from cleaner.api import Cleaner
-from cleaner.dialects import has_pool, own_database, turns
+from cleaner.dialects import OwnDatabase, has_pool, own_database, turns
 from cleaner.errors import CleanerError, PoolRefusedError, SettingsError
 from cleaner.metadata import Models
 from cleaner.provision.fingerprint import fingerprint
@@ -69,9 +69,11 @@ class TestDatabase:
         self.run, self.name = run, name
         self.settings: Settings = run.settings if name == MAIN else run.settings.database(name)
         self.place: Leased | Own | Shared | None = None
-        self._reserved: Lease | CleanerError | None = None
+        self._reserved: Lease | OwnDatabase | None = None
+        self._failed: Exception | None = None
+        self._told: dict[str, str | None] = {}  # what the variables were before
         self._cleaner: Cleaner | None = None
-        self._variants: dict[str, Cleaner] = {}
+        self._variants: list[tuple[dict[str, Any], Cleaner]] = []
         self._schema_guard: SchemaGuard | None = None
 
     # -- where it is ------------------------------------------------------------------------
@@ -90,20 +92,40 @@ class TestDatabase:
     def pool(self) -> Pool:
         """The databases of the workers. Raises UnsafeDatabaseError where there are to be none."""
         url = self.url
-        guard.check(url.database or "", self.settings.allow_databases)
+        self._check_name(url.database or "")
         return Pool(url, self.settings.lock_timeout)
 
+    def _check_name(self, name: str) -> None:
+        guard.check(name, self.settings.allow_databases)
+
     def reserve(self) -> None:
-        """Lease a database, which is made when first used, and tell its URL in the environment."""
-        if not has_pool(self.url):
-            return
+        """Have the right to a database, which is made when first used, and tell its URL in the
+        environment.
+        """
         try:
-            self._reserved = self.pool.lease(self.run.worker)
-            self.export(self._reserved.url)
+            self._reserved = reserved = self._reservation()
+            source = reserved.url if isinstance(reserved, Lease) else reserved.source
+            if isinstance(source, Engine):
+                raise SettingsError(
+                    f"{self.url.render_as_string()} can't be exported.",
+                    "a database in memory is seen by the engine that made it, and by no other",
+                    "without export, and the application given cleaner_engine; or a file",
+                )
+            self.export(source)
         except PoolRefusedError:
             self.export(self.url)
         except CleanerError as error:  # of no concern to a run that needs no database
-            self._reserved = error
+            self._failed = error
+
+    def _reservation(self) -> Lease | OwnDatabase:
+        """The right to a database that nobody else has. Raises PoolRefusedError."""
+        if has_pool(self.url):
+            return self.pool.lease(self.run.worker)
+        wait = self.settings.lock_timeout
+        own = own_database(self.url, self.run.worker, self._check_name, wait)
+        if own is None:
+            raise PoolRefusedError("cleaner can't make databases of this kind.")
+        return own
 
     @property
     def _exports(self) -> tuple[str, ...]:
@@ -117,52 +139,51 @@ class TestDatabase:
         for entry in self.settings.export if configured else self._exports:
             variable, _, driver = entry.partition("=")
             told = url.set(drivername=driver) if driver else url
+            self._told.setdefault(variable, os.environ.get(variable))
             os.environ[variable] = told.render_as_string(hide_password=False)
 
     def _set_up(self, setup: Setup, engine: Engine) -> None:
         """Let ``setup`` build the schema, and what it starts that goes by the variables, such as
         an env.py of Alembic's.
         """
-        variables = [entry.partition("=")[0] for entry in self._exports]
-        before = {variable: os.environ.get(variable) for variable in variables}
+        before = {variable: os.environ.get(variable) for variable in self._told}
         self.export(engine.url)
         try:
             setup(engine)
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            _set_variables({**self._told, **before})
 
     def provide(self, setups: Setups | None, maker: Callable[..., object]) -> Leased | Own | Shared:
         """The database of this process, where the tests run from now on. ``maker`` is the fixture
         that returned ``setups``; None: nobody has overridden it.
         """
+        if self._failed is not None:  # a set-up that fails is not tried for each test again
+            raise self._failed
         if self.place is None:
-            if isinstance(self._reserved, Exception):
-                raise self._reserved
-            lease, self._reserved = self._reserved, None
-            order = self._order(setups, maker)
             try:
-                self.place = self._own(order, lease)
-            except PoolRefusedError as error:
-                shared = turns(order.url, order.settings.lock_timeout)
-                self.place = Shared(order, shared, f"{error.what} {error.remedy}")
+                self.place = self._placed(self._order(setups, maker))
+            except Exception as error:
+                self._failed = error
+                raise
             self.export(self.place.url)
         return self.place
 
-    def _own(self, order: Order, lease: Lease | None) -> Leased | Own:
-        """A database for nobody else. Raises PoolRefusedError."""
-        if has_pool(order.url):
-            return leased(order, self.pool, lease)
-        own = own_database(order.url, order.worker, order.settings.lock_timeout)
-        if own is None:
-            raise PoolRefusedError("cleaner can't make databases of this kind.")
-        return Own(order, own)
+    def _placed(self, order: Order) -> Leased | Own | Shared:
+        reserved, self._reserved = self._reserved, None
+        try:
+            if has_pool(order.url):
+                return leased(order, self.pool, reserved if isinstance(reserved, Lease) else None)
+            if reserved is None or isinstance(reserved, Lease):
+                reserved = self._reservation()
+            assert not isinstance(reserved, Lease)
+            return Own(order, reserved)
+        except PoolRefusedError as error:
+            shared = turns(order.url, order.settings.lock_timeout)
+            return Shared(order, shared, f"{error.what} {error.remedy}")
 
     def _order(self, setups: Setups | None, maker: Callable[..., object]) -> Order:
         models, settings, root = Models(self.settings.metadata), self.settings, self.run.root
+        self._check_setups(setups)
         given = setups.get(self.name) if isinstance(setups, Mapping) else setups
         if given is not None and self.name != MAIN and not isinstance(setups, Mapping):
             # A function builds what belongs together, not what another database has for itself.
@@ -185,6 +206,20 @@ class TestDatabase:
             ),
             seeds=settings.url is None or given is not None,
         )
+
+    def _check_setups(self, setups: Setups | None) -> None:
+        if setups is None:
+            return
+        by_name = setups if isinstance(setups, Mapping) else {MAIN: setups}
+        for name, setup in by_name.items():
+            if name != MAIN:
+                self.run.settings.database(name)
+            if not callable(setup):
+                raise SettingsError(
+                    f"cleaner_setup gave {setup!r} for the database {name!r}.",
+                    "it calls the set-up instead of returning it",
+                    "return setup, a function that is given the engine",
+                )
 
     def keep(self, test: str) -> tuple[str, str]:
         """Keep the database as ``test`` has left it: the copy's name and how to look at it, or no
@@ -261,17 +296,18 @@ class TestDatabase:
         if keywords.get("strategy") == "recreate" and self.place and self.place.template:
             keywords.setdefault("strategy_options", {"template": self.place.template})
         # One cleaner, and so one compiled plan, for all tests marked alike.
-        key = repr(sorted(keywords.items()))
-        if key not in self._variants:
-            self._variants[key] = self.cleaner.using(**keywords)
-        return self._variants[key]
+        for known, variant in self._variants:
+            if known == keywords:
+                return variant
+        self._variants.append((keywords, self.cleaner.using(**keywords)))
+        return self._variants[-1][1]
 
     @property
-    def schema_guard(self) -> SchemaGuard | None:
-        """Undoes changes of the schema, where there is a template to do it from."""
-        template = self.place.template if self.place else ""
-        if template and self._schema_guard is None:
-            self._schema_guard = SchemaGuard(self.cleaner, template)
+    def schema_guard(self) -> SchemaGuard:
+        """Notices changes of the schema, and undoes them where there is a template for that."""
+        assert self.place is not None
+        if self._schema_guard is None:
+            self._schema_guard = SchemaGuard(self.cleaner, self.place.template)
         return self._schema_guard
 
     # -- the end ----------------------------------------------------------------------------
@@ -279,8 +315,10 @@ class TestDatabase:
     def give_back(self) -> None:
         """Let go of what was reserved and never used."""
         reserved, self._reserved = self._reserved, None
-        if reserved is not None and not isinstance(reserved, Exception):
+        if isinstance(reserved, Lease):
             reserved.release()
+        elif reserved is not None:
+            reserved.close()
 
     def close(self) -> None:
         """Let go of it."""
@@ -290,6 +328,8 @@ class TestDatabase:
         place, self.place = self.place, None
         if place is not None:
             place.close()
+        _set_variables(self._told)
+        self._told = {}
 
     # -- how it is called -------------------------------------------------------------------
 
@@ -327,6 +367,14 @@ class TestDatabase:
                     )
         except CleanerError as error:
             return f"no server: {error.what}"
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _embedded_version() -> str:

@@ -16,10 +16,9 @@ from cleaner.errors import (
     ProvisionError,
 )
 from cleaner.provision.leases import Lease, Pool
-from cleaner.pytest_build import Order, build
+from cleaner.pytest_build import CHECKED, Order, build
 
 _POOLED, _OURS = 15, 3  # connections of a worker at most: QueuePool's 5 + 10, and ours
-_CHECKED = 1.0  # seconds for which a lease that was ours is taken to be so still
 
 
 class Leased:
@@ -68,7 +67,7 @@ class Leased:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """During a test: make sure that the database is still ours."""
-        if time.monotonic() - self._checked > _CHECKED:
+        if time.monotonic() - self._checked > CHECKED:
             self._lease.check()
             self._checked = time.monotonic()
         yield

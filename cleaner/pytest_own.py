@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from sqlalchemy import URL, Engine
 
-from cleaner import guard
-from cleaner.dialects import OwnDatabase, Turns
+from cleaner.dialects import OwnDatabase, Prepared, Turns
 from cleaner.errors import SettingsError
-from cleaner.pytest_build import Order, build
+from cleaner.pytest_build import CHECKED, Order, build
 
 
 class Own:
     """A database that its dialect makes for this process beside the configured one."""
 
-    template = ""
-    unkept = "only databases of PostgreSQL are copied"
+    unkept = "databases of this kind can't be copied"
 
     def __init__(self, order: Order, own: OwnDatabase) -> None:
-        self._own, self.name = own, own.name
+        self._own, self.name, self._checked = own, own.name, time.monotonic()
         try:
-            guard.check(own.base, order.settings.allow_databases)
-            own.prepare(lambda: order.fingerprint(own.server), partial(self._build, order))
-            self.source: URL | Engine = own.source
-            with order.cleaner(self.source, own.name) as cleaner:
-                self.url = cleaner.connect()
-                order.intact(cleaner)
+            own.prepare(
+                Prepared(order.fingerprint, partial(_build, order), partial(_intact, order))
+            )
+            self.source, self.template = own.source, own.template
+            self.url = _url_of(order, own.source, own.name)
         except BaseException:
             own.close()
             raise
 
-    def _build(self, order: Order, source: URL | Engine, name: str) -> None:
-        with order.cleaner(source, name) as cleaner:
-            build(cleaner, order.setup, seeds=True)
-
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """During a test: nobody else has it anyway."""
+        """During a test: make sure that the database is still ours."""
+        if time.monotonic() - self._checked > CHECKED:
+            self._own.check()
+            self._checked = time.monotonic()
         yield
 
     def close(self) -> None:
         """Let go of the database."""
         self._own.close()
+
+
+def _build(order: Order, source: URL | Engine, name: str) -> None:
+    with order.cleaner(source, name) as cleaner:
+        # Rows are kept as rows: what can be recreated later is a copy of what is built here.
+        build(cleaner.using(strategy="auto", strategy_options={}), order.setup, seeds=True)
+
+
+def _intact(order: Order, source: URL | Engine, name: str) -> str:
+    with order.cleaner(source, name) as cleaner:
+        return order.intact(cleaner)
+
+
+def _url_of(order: Order, source: URL | Engine, name: str = "") -> URL:
+    """The URL by which tests connect, with the driver that was asked for."""
+    with order.cleaner(source, name) as cleaner:
+        found = cleaner.connect()
+    return source if isinstance(source, URL) and source.get_driver_name() else found
 
 
 class Shared:
@@ -62,8 +77,7 @@ class Shared:
             )
         self._turns = turns
         self.unkept = f"all tests share one database: {reason}"
-        with order.cleaner(order.url) as cleaner:
-            self.url = cleaner.connect()
+        self.url = _url_of(order, order.url)
         self.source: URL | Engine = self.url
         with self.turn(), order.cleaner(self.url) as cleaner:
             build(cleaner, order.setup, seeds=order.seeds)

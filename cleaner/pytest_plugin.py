@@ -5,6 +5,7 @@ Nothing of cleaner, nor SQLAlchemy, is imported before a test run turns out to u
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -91,13 +92,32 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if names is None:
         return
     run = item.config.stash[_RUN]
-    marked = next(item.iter_markers("cleaner"), None) is not None
+    marked = next(item.iter_markers("cleaner"), None) is not None or _is_mixed_in(item)
     if not marked and "clean_database" not in names and not run.autouse:
         return
+    if not hasattr(item, "callspec") and (chosen := run.chosen(item)):
+        from cleaner.errors import CleanerWarning
+
+        item.warn(
+            CleanerWarning(
+                f"{item.nodeid} is on the main database, not on {' and '.join(chosen)}: pytest "
+                "gives tests of unittest and doctest no choice"
+            )
+        )
     # First to be set up and so last to be torn down: by then the sessions of the test's other
     # fixtures are closed. In a list of its own, since all parameters of a test share one.
     others = [name for name in names if name != "clean_database"]
     item.fixturenames = ["clean_database", *others]  # type: ignore[attr-defined]
+
+
+def _is_mixed_in(item: pytest.Item) -> bool:
+    """Whether the test's class is to be cleaned like by the mixin for unittest."""
+    testcase = sys.modules.get("cleaner.testcase")
+    cls = getattr(item, "cls", None)
+    if testcase is None or cls is None or not issubclass(cls, testcase.CleanDatabaseMixin):
+        return False
+    cls.cleaned_by_pytest = cls.cleaner is None
+    return bool(cls.cleaned_by_pytest)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -248,6 +268,10 @@ def _cleaned(database: TestDatabase, item: pytest.Item) -> Iterator[Cleaner]:
         report = by.clean()
         cleans.append((report.strategy, time.perf_counter() - started, len(report.tables)))
 
+    in_use = item.stash.setdefault(_IN_USE, {})
+    if database.name in in_use:  # by another fixture of the test
+        yield in_use[database.name]
+        return
     assert database.place is not None
     with database.place.turn():
         before = cleaner if chosen.strategy.recreates else chosen
@@ -255,18 +279,21 @@ def _cleaned(database: TestDatabase, item: pytest.Item) -> Iterator[Cleaner]:
         guard = database.schema_guard if chosen is before else None
         if guard and not guard.intact(before):
             guard = None  # a fixture has changed it, for the tests to come
-        in_use = item.stash.setdefault(_IN_USE, {})
         in_use[database.name] = chosen
-        yield chosen
-        del in_use[database.name]
-        if config.option.cleaner_report:
-            from cleaner.pytest_report import left
+        try:
+            yield chosen
+        finally:
+            del in_use[database.name]
+            try:
+                if config.option.cleaner_report:
+                    from cleaner.pytest_report import left
 
-            item.stash.setdefault(_LEFT, []).append(left(chosen))
-        if config.option.cleaner_keep and item.stash.get(_FAILED, False):
-            # Now that the test's other fixtures are gone, whose sessions this would end.
-            item.stash.setdefault(_KEPT, []).append(database.keep(item.nodeid))
-        if guard is None:
-            clean(chosen)
-        else:
-            guard.after(chosen, item.nodeid, lambda: clean(chosen))
+                    item.stash.setdefault(_LEFT, []).append(left(chosen))
+                if config.option.cleaner_keep and item.stash.get(_FAILED, False):
+                    # Now that the test's other fixtures are gone, whose sessions this would end.
+                    item.stash.setdefault(_KEPT, []).append(database.keep(item.nodeid))
+            finally:
+                if guard is None:
+                    clean(chosen)
+                else:
+                    guard.after(chosen, item.nodeid, lambda: clean(chosen))

@@ -35,6 +35,7 @@ class Run:
         self._settings: Settings | None = None
         self._autouse: bool | None = None
         self._databases: dict[str, TestDatabase] = {}
+        self._patterns: dict[str, list[str]] = {}
 
     @property
     def worker(self) -> str:
@@ -192,18 +193,33 @@ class Run:
 
     def chosen(self, test: Any) -> list[str]:
         """The names of the databases that ``test`` is to use, if not just the main one."""
-        marks = [mark.kwargs["database"] for mark in test.iter_markers("cleaner")
-                 if "database" in mark.kwargs]  # fmt: skip
-        if marks:
-            return [marks[0]] if isinstance(marks[0], str) else list(marks[0])
-        if not self.configured:
+        marker = next((m for m in test.iter_markers("cleaner") if "database" in m.kwargs), None)
+        if marker is not None:
+            given = marker.kwargs["database"]
+            names = [given] if isinstance(given, str) else given
+            if not names or not isinstance(names, (list, tuple)):
+                raise pytest.UsageError(
+                    f"{test.nodeid}: @pytest.mark.cleaner(database={given!r}) names no database; "
+                    'database="NAME", or a list of names'
+                )
+            return list(names)
+        if not self.configured or not test.path.is_relative_to(self.root):
             return []
-        place = test.path.relative_to(self.root) if test.path.is_relative_to(self.root) else None
-        return [
-            name
-            for name, table in self.settings.databases.items()
-            if place and _is_below(place, self.settings.database(name).tests)
-        ]
+        place = test.path.relative_to(self.root)
+        return [name for name in self.settings.databases if _is_below(place, self._tests(name))]
+
+    def _tests(self, name: str) -> list[str]:
+        """The setting ``tests`` of a further database, relative to the root."""
+        if name not in self._patterns:
+            given = [os.path.normpath(pattern) for pattern in self.settings.database(name).tests]
+            known = [os.path.relpath(Path(self.root, p), self.root) for p in given]
+            for pattern in known:
+                if not any(self.root.glob(pattern)):
+                    raise pytest.UsageError(
+                        f'tests = ["{pattern}"] of databases.{name} matches nothing in {self.root}'
+                    )
+            self._patterns[name] = known
+        return self._patterns[name]
 
     def header(self) -> list[str]:
         """A line for each database."""
@@ -234,4 +250,4 @@ class Run:
 def _is_below(path: PurePath, patterns: Iterable[str]) -> bool:
     """Whether a pattern is the path, or that of a directory that it is in."""
     places = [str(place) for place in (path, *path.parents)]
-    return any(fnmatchcase(place, pattern.rstrip("/")) for pattern in patterns for place in places)
+    return any(fnmatchcase(place, pattern) for pattern in patterns for place in places)

@@ -10,12 +10,15 @@ from cleaner.errors import SchemaChangedError, SchemaWarning
 
 
 class SchemaGuard:
-    """Undoes what a test does to the schema, by recreating the database from its template."""
+    """Undoes what a test does to the schema, by recreating the database from its ``template``, and
+    names it; without a template that is all.
+    """
 
     def __init__(self, cleaner: Cleaner, template: str) -> None:
-        self._recreating = cleaner.using(
-            strategy="recreate", strategy_options={"template": template}
-        )
+        self._cleaner, self._recreating = cleaner, None
+        if template:
+            options = {"template": template}
+            self._recreating = cleaner.using(strategy="recreate", strategy_options=options)
         cleaner.plan()
         self._baseline, self._described = cleaner.fingerprint, cleaner.describe()
 
@@ -32,21 +35,30 @@ class SchemaGuard:
                 return
         except SchemaChangedError as error:  # what was captured can't be put back
             lost = error.what
-        now, before = self._recreating.describe(), self._described
+            if self._recreating is None:
+                raise
+        now, before = self._cleaner.describe(), self._described
         lines = [f"+ {line}" for line in sorted(now - before)]
         lines += [f"- {line}" for line in sorted(before - now)]
         if lines or lost:
-            self._recreating.clean()
-            cleaner.plan()
+            if self._recreating is None:
+                self._described = now
+            else:
+                self._recreating.clean()
+                cleaner.plan()
             self._warn(test, lines or [lost])
         # Else it has captured another baseline, which is not in the template.
         self._baseline = cleaner.fingerprint
 
     def _warn(self, test: str, lines: list[str]) -> None:
         shown = "; ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
+        if self._recreating is None:
+            undone = "can't be undone for the tests to come, so it has to do that itself"
+        else:
+            undone = (
+                "was undone by recreating the database. To have it so without this warning: "
+                '@pytest.mark.cleaner(strategy="recreate")'
+            )
         warnings.warn(
-            f"{test} changed the schema, so its database was recreated: {shown}. To have it so "
-            'without this warning: @pytest.mark.cleaner(strategy="recreate")',
-            SchemaWarning,
-            stacklevel=2,
+            f"{test} changed the schema, which {undone}: {shown}", SchemaWarning, stacklevel=2
         )

@@ -121,9 +121,10 @@ class StrategyContract:
     def tables(self, engine: Engine) -> Iterator[MetaData]:
         """The contract's tables, made anew."""
         metadata, outsider = self.metadata(), self.outsider().metadata
-        for each in (metadata, outsider):
-            each.drop_all(engine)
-            each.create_all(engine)
+        with engine.begin() as connection:
+            for each in (metadata, outsider):
+                each.drop_all(connection)
+                each.create_all(connection)
         yield metadata
         for each in (outsider, metadata):
             each.drop_all(engine)

@@ -63,29 +63,37 @@ def table() -> dict[Row, dict[str, str]]:
     return found
 
 
+@pytest.fixture(scope="class")
+def row_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """By the driver that there always is; the row's own is the cleaner's concern."""
+    mariadb = None
+    row: Row = request.cls.row
+    if row.database == "PostgreSQL":
+        engine = create_engine(request.getfixturevalue("cleaner_url"))
+    elif row.database == "MariaDB":
+        mariadb = MariaDatabase(request.getfixturevalue("mariadb_server"))
+        engine = create_engine(mariadb.url)
+    elif row.database == "SQLite, in memory":
+        engine = create_engine("sqlite://", poolclass=StaticPool)
+    else:
+        engine = create_engine(f"sqlite:///{tmp_path_factory.mktemp('lite')}/test.db")
+        engine.connect().close()
+    yield engine
+    engine.dispose()
+    if mariadb is not None:
+        mariadb.close()
+
+
 class OnRow(StrategyContract):
     """The contract in one row of the table."""
 
     row: ClassVar[Row]
 
     @pytest.fixture
-    def engine(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-        """By the driver that there always is; the row's own is the cleaner's concern."""
-        database = self.row.database
-        if database == "PostgreSQL":
-            engine = create_engine(request.getfixturevalue("cleaner_url"))
-        elif database == "MariaDB":
-            mariadb: MariaDatabase = request.getfixturevalue("mariadb")
-            engine = create_engine(mariadb.url)
-        elif database == "SQLite, in memory":
-            engine = create_engine("sqlite://", poolclass=StaticPool)
-        elif database == "SQLite, a file":
-            engine = create_engine(f"sqlite:///{tmp_path}/test.db")
-            engine.connect().close()
-        else:
-            engine = create_engine(f"duckdb:///{tmp_path}/test.duckdb")
-        yield engine
-        engine.dispose()
+    def engine(self, row_engine: Engine) -> Engine:
+        return row_engine
 
     def opened(self, engine: Engine, tables: MetaData, **settings: Any) -> Any:
         """A cleaner by the row's driver."""
@@ -159,7 +167,7 @@ def _classes() -> Iterator[tuple[str, type]]:
                 "__test__": True,
             }
             name = f"Test_{row}_{strategy}"
-            bases = (base, OnDuckDB) if row.database == "DuckDB" else (base,)
+            bases = (OnDuckDB, base) if row.database == "DuckDB" else (base,)
             yield name, type(name, bases, attributes)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy import URL, Engine
 
-from cleaner.dialects.base import Done, Guard, Health, OwnDatabase, Session, Turns
+from cleaner.dialects.base import Done, Guard, Health, OwnDatabase, Prepared, Session, Turns
 
 __all__ = [
     "Done",
     "Health",
     "OwnDatabase",
+    "Prepared",
     "Session",
     "Turns",
     "connect",
@@ -49,18 +50,19 @@ def has_pool(url: URL) -> bool:
     return url.get_backend_name() == "postgresql"
 
 
-def own_database(url: URL, worker: str, lock_timeout: float) -> OwnDatabase | None:
+def own_database(url: URL, worker: str, guard: Guard, lock_timeout: float) -> OwnDatabase | None:
     """A database of the process's own beside that of ``url``; None where the dialect has no way to
-    make one. ``worker`` is how it is shown to others. Raises ProvisionError.
+    make one. ``worker`` is how it is shown to others. ``guard`` is called with the name of the
+    configured one before anything is made. Raises ProvisionError.
     """
     if url.get_backend_name() == "sqlite":
         from cleaner.dialects.sqlite.own import own_sqlite
 
-        return own_sqlite(url, worker)
+        return own_sqlite(url, worker, guard)
     if url.get_backend_name() in ("mysql", "mariadb"):
         from cleaner.dialects.mysql.own import OwnSchema
 
-        return OwnSchema(url, worker, lock_timeout)
+        return OwnSchema(url, worker, guard, lock_timeout)
     return None
 
 

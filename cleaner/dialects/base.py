@@ -129,33 +129,43 @@ class Turns(Protocol):
         """Close the connection."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a database of one's own is to be like.
+
+    ``fingerprint``, given the kind and version of what it is made by, changes when that does;
+    ``build`` makes an empty database so, and is given the name by which the guard will call that.
+    ``intact`` cleans one that was used before, and tells the fingerprint of its schema, or raises
+    CleanerError.
+    """
+
+    fingerprint: Callable[[str], str]
+    build: Callable[[URL | Engine, str], None]
+    intact: Callable[[URL | Engine, str], str]
+
+
 class OwnDatabase(Protocol):
     """A database of one process's own, beside one that was configured, made by its dialect.
 
-    ``base`` is what the guard calls the configured one, ``name`` what it calls this one, and
-    ``server`` the kind and version of what it is made by. Nobody who lives has the same.
+    ``name`` is what the guard calls it, ``source`` leads to it, and ``template`` is what the
+    strategy ``recreate`` can make it anew from, empty if there is no such thing. Nobody who lives
+    has the same.
     """
-
-    @property
-    def base(self) -> str: ...
 
     @property
     def name(self) -> str: ...
 
     @property
-    def server(self) -> str: ...
-
-    @property
     def source(self) -> URL | Engine: ...
 
-    def prepare(
-        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine, str], None]
-    ) -> None:
-        """Have it there as ``build`` makes it of an empty one, which it is given with the name by
-        which the guard will call that; where that was done before for the
-        same ``fingerprint`` it may be used again, with rows that somebody has left. Raises what
-        ``build`` does, and then it is not there.
-        """
+    @property
+    def template(self) -> str: ...
+
+    def prepare(self, work: Prepared) -> None:
+        """Have it there, clean. Raises what building it does, and then nobody will use it."""
+
+    def check(self) -> None:
+        """Raise ProvisionError if it is not ours any more."""
 
     def close(self) -> None:
         """Let the next one have it."""

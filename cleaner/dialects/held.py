@@ -219,7 +219,8 @@ class HeldConnection(Drivers, ABC):
     @property
     def driver(self) -> str:
         driver: Any = self.engine.dialect.loaded_dbapi
-        return f"{driver.__name__} {str(driver.__version__).split()[0]}"
+        version = getattr(driver, "__version__", None) or driver.sqlite_version
+        return f"{driver.__name__} {str(version).split()[0]}"
 
 
 def _release(connection: Connection, close: Callable[[Any], None]) -> None:

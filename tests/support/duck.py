@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, Sequence, text
+from sqlalchemy import Column, Engine, Integer, MetaData, Sequence, create_engine, text
 
 from cleaner.testing import StrategyContract
 
@@ -11,6 +14,12 @@ from cleaner.testing import StrategyContract
 class OnDuckDB(StrategyContract):
     __test__ = False
     cycles = False  # it can't add a foreign key to a table that is there
+
+    @pytest.fixture
+    def engine(self, tmp_path: Path) -> Iterator[Engine]:
+        engine = create_engine(f"duckdb:///{tmp_path}/test.duckdb")
+        yield engine
+        engine.dispose()
 
     @pytest.fixture
     def tables(self, engine: Engine) -> MetaData:

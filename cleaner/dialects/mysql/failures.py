@@ -7,6 +7,7 @@ import re
 from cleaner.dialects.mysql.catalog import Catalog
 from cleaner.dialects.mysql.connection import number
 from cleaner.dialects.mysql.program import Program
+from cleaner.dialects.mysql.sql import account
 from cleaner.errors import CleanerError, ExcludedTableError
 from cleaner.retry import Conflict, LockWait, Stale, Transient
 from cleaner.spi import ForeignKey
@@ -64,9 +65,10 @@ def refused(error: Exception, catalog: Catalog) -> Exception:
     name, user = catalog.database.name, catalog.database.user
     what = f"The server refused to clean {name}: {_message(error)}"
     if number(error) in DENIED:
-        account = "@".join(f"'{part}'" for part in user.rsplit("@", 1))
         return CleanerError(
-            what, f"{user} lacks a privilege", f"GRANT ALL PRIVILEGES ON `{name}`.* TO {account}"
+            what,
+            f"{user} lacks a privilege",
+            f"GRANT ALL PRIVILEGES ON `{name}`.* TO {account(user)}",
         )
     return CleanerError(
         what,

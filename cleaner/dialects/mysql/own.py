@@ -8,17 +8,18 @@ a database ``app_test_control``; who lives is told by GET_LOCK, which ends with 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 
 from sqlalchemy import URL, Engine
 
+from cleaner.dialects.base import Guard, Prepared
 from cleaner.dialects.mysql.activity import others
 from cleaner.dialects.mysql.connection import MySQLConnection, number
-from cleaner.dialects.mysql.sql import quote
+from cleaner.dialects.mysql.sql import account, quote
 from cleaner.dialects.strings import literal
-from cleaner.errors import BlockedError, PoolRefusedError, ProvisionError
+from cleaner.errors import BlockedError, CleanerError, PoolRefusedError, ProvisionError
 
 _DENIED = (1044, 1045, 1142)
 _PATIENCE = 1800.0  # seconds, in which the test of another process should have ended
@@ -29,14 +30,16 @@ class OwnSchema:
     not create databases.
     """
 
-    def __init__(self, url: URL, worker: str, lock_timeout: float) -> None:
-        self.base, self._url = url.database or "", url
+    template = ""
+
+    def __init__(self, url: URL, worker: str, guard: Guard, lock_timeout: float) -> None:
+        self.base = url.database or ""
+        guard(self.base)
         anywhere = url.set(database="information_schema")  # which everybody may use
         self._session = MySQLConnection(anywhere, lambda name: None, lock_timeout)
         self._control = f"{self.base}_control"
         try:
             self._session.connect()
-            self.server = self._session.server
             self._make_control()
             self.name = self._take(worker)
         except BaseException:
@@ -49,17 +52,17 @@ class OwnSchema:
             self._session.execute(f"CREATE DATABASE IF NOT EXISTS {quote(self._control)}")
             self._session.execute(
                 f"CREATE TABLE IF NOT EXISTS {self._made} (name varchar(64) PRIMARY KEY,"
-                " fingerprint varchar(255)) ENGINE = InnoDB"
+                " fingerprint varchar(255), shape varchar(255)) ENGINE = InnoDB"
             )
         except self._session.driver_error as error:
             if number(error) not in _DENIED:
                 raise
             pattern = self.base.replace("_", "\\_")
-            account = "@".join(f"'{part}'" for part in self._session.user.rsplit("@", 1))
+            user = account(self._session.user)
             raise PoolRefusedError(
-                f"User {account} may not create databases beside {self.base}.",
+                f"User {user} may not create databases beside {self.base}.",
                 "each worker needs a database of its own",
-                f"GRANT ALL ON `{pattern}\\_%`.* TO {account}",
+                f"GRANT ALL ON `{pattern}\\_%`.* TO {user}",
             ) from error
 
     @property
@@ -79,26 +82,42 @@ class OwnSchema:
                 f" (SELECT COUNT(*) FROM {self._made} WHERE name = {literal(name)})"
             )[0]
             if ours or not found:
+                self._lock = lock
                 return name
             self._session.execute(f"SELECT RELEASE_LOCK({lock})")  # somebody else's database
         raise AssertionError
 
-    def prepare(
-        self, fingerprint: Callable[[], str], build: Callable[[URL | Engine, str], None]
-    ) -> None:
-        told, name = literal(fingerprint()), literal(self.name)
+    def prepare(self, work: Prepared) -> None:
+        told, name = literal(work.fingerprint(self._session.server)), literal(self.name)
         known = self._session.execute(
-            f"SELECT COUNT(*) FROM {self._made} JOIN information_schema.SCHEMATA"
+            f"SELECT shape FROM {self._made} JOIN information_schema.SCHEMATA"
             f" ON SCHEMA_NAME = name WHERE name = {name} AND fingerprint = {told}"
         )
-        if known[0][0]:
-            return
+        if known:
+            with suppress(CleanerError):
+                if work.intact(self.source, self.name) == known[0][0]:
+                    return
+        self.check()
         # The intent first: what a killed process leaves is known to be ours, and not to be whole.
-        self._session.execute(f"REPLACE INTO {self._made} VALUES ({name}, NULL)")
-        self._session.execute(f"DROP DATABASE IF EXISTS {quote(self.name)}")
-        self._session.execute(f"CREATE DATABASE {quote(self.name)}{self._character_set()}")
-        build(self.source, self.name)
-        self._session.execute(f"REPLACE INTO {self._made} VALUES ({name}, {told})")
+        for statement in (
+            f"REPLACE INTO {self._made} VALUES ({name}, NULL, NULL)",
+            f"DROP DATABASE IF EXISTS {quote(self.name)}",
+            f"CREATE DATABASE {quote(self.name)}{self._character_set()}",
+        ):
+            self._session.execute(statement, True)  # not on another connection, without the lock
+        work.build(self.source, self.name)
+        shape = literal(work.intact(self.source, self.name))
+        self.check()
+        self._session.execute(f"REPLACE INTO {self._made} VALUES ({name}, {told}, {shape})")
+
+    def check(self) -> None:
+        held = f"SELECT IS_USED_LOCK({self._lock}) <=> CONNECTION_ID()"
+        if not self._session.execute(held)[0][0]:
+            raise ProvisionError(
+                f"The database {self.name} was given to another worker.",
+                "the connection that showed that this one lives was lost",
+                "run the tests again; if it happens again, look at the server's log",
+            )
 
     def _character_set(self) -> str:
         """That of the configured database, if there is one."""

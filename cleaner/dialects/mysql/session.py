@@ -16,6 +16,7 @@ from cleaner.dialects.mysql.description import describe
 from cleaner.dialects.mysql.differences import differences
 from cleaner.dialects.mysql.discovery import discover, mark, unique_keys
 from cleaner.dialects.mysql.program import Program, compile_plan
+from cleaner.dialects.mysql.sql import account
 from cleaner.difference import Diff
 from cleaner.errors import Blocker, StrategyRefusedError
 from cleaner.retry import Conflict, Stale
@@ -135,7 +136,6 @@ class MySQLSession(MySQLConnection):
         idle, seen = activity.idle_in_transaction(self.execute, self.driver_error)
         grants = " ".join(str(row[0]) for row in self.execute("SHOW GRANTS"))
         user = self.catalog.database.user
-        account = "@".join(f"'{part}'" for part in user.rsplit("@", 1))
         return Health(
             superuser="ALL PRIVILEGES ON *.*" in grants or " SUPER" in grants,
             owner="ALL PRIVILEGES" in grants,
@@ -144,7 +144,7 @@ class MySQLSession(MySQLConnection):
             unseen=""
             if seen
             else f"user {user} can't see who has a transaction open: "
-            f"GRANT PROCESS ON *.* TO {account}",
+            f"GRANT PROCESS ON *.* TO {account(user)}",
         )
 
     def blockers(self, program: Any) -> tuple[Blocker, ...]:

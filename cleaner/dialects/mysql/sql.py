@@ -22,3 +22,8 @@ def exists(table: str, condition: str = "") -> str:
     """
     where = f" WHERE {condition}" if condition else ""
     return f"EXISTS (SELECT 1 FROM {table}{where} LOCK IN SHARE MODE)"
+
+
+def account(user: str) -> str:
+    """A user as CURRENT_USER() has it, as GRANT wants it."""
+    return "@".join(f"'{part}'" for part in user.rsplit("@", 1))

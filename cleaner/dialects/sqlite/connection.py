@@ -64,23 +64,13 @@ class SqliteConnection(HeldConnection):
 
     def _check_file(self) -> None:
         """Raise ProvisionError where SQLite would make an empty file."""
-        file = self._configured_file()
+        file = file_of(self.engine.url)
         if file and not Path(file).exists():
             raise ProvisionError(
                 f"There is no file {file}.",
                 "the schema has not been created yet, or the path is relative to another directory",
                 "Base.metadata.create_all(engine) before the first clean()",
             )
-
-    def _configured_file(self) -> str:
-        """The file that the URL names; empty for a database in memory."""
-        (name, *_), options = self.engine.dialect.create_connect_args(self.engine.url)
-        if not (options.get("uri") and name.startswith("file:")):
-            return "" if name == ":memory:" else str(name)
-        parts = urlsplit(name)
-        query = parse_qs(parts.query)
-        in_memory = query.get("mode") == ["memory"] or "vfs" in query or parts.path == ":memory:"
-        return "" if in_memory else unquote(parts.path)
 
     def _greet(self, cursor: Any) -> str:
         self._busy_timeout = round(self.lock_timeout * 1000)
@@ -134,7 +124,7 @@ class SqliteConnection(HeldConnection):
     def _unreachable(self, error: Exception) -> CleanerError:
         origin = getattr(error, "orig", None) or error
         if is_locked(origin):
-            file = self._configured_file()
+            file = file_of(self.engine.url)
             return BlockedError.waiting(
                 f"Connecting to {masked(self.engine.url)}", self.lock_timeout, holders(file)
             )
@@ -345,3 +335,14 @@ def _inode(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def file_of(url: URL) -> str:
+    """The file that the URL names; empty for a database in memory."""
+    (name, *_), options = url.get_dialect()().create_connect_args(url)
+    if not (options.get("uri") and name.startswith("file:")):
+        return "" if name == ":memory:" else str(name)
+    parts = urlsplit(name)
+    query = parse_qs(parts.query)
+    in_memory = query.get("mode") == ["memory"] or "vfs" in query or parts.path == ":memory:"
+    return "" if in_memory else unquote(parts.path)
