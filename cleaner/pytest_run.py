@@ -177,7 +177,7 @@ class Run:
             if database.settings.url is None and not self.shares_server:
                 continue
             with suppress(CleanerError):
-                database.export(database.url, configured=True)
+                database.variables.tell(database.url, configured=True)
 
     def _give_back(self) -> None:
         for database in self._databases.values():
@@ -223,7 +223,9 @@ class Run:
 
     def header(self) -> list[str]:
         """A line for each database."""
-        return [database.header() for database in self.databases]
+        from cleaner.pytest_header import line
+
+        return [line(database) for database in self.databases]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for clean in getattr(report, "cleaner_cleans", ()):

@@ -16,7 +16,7 @@ from sqlalchemy import URL, create_engine, text
 from support.commands import Command, Result
 from support.pools import Own, connect
 
-from cleaner.dialects.postgresql.control import PROVIDER
+from cleaner.dialects.postgresql.control_leases import PROVIDER
 from cleaner.provision.embedded import EmbeddedPostgres
 from cleaner.provision.leases import Lease, Pool
 

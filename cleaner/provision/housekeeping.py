@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 
 from sqlalchemy import URL
 
-from cleaner.dialects.postgresql.control import PROVIDER, Control, Row
+from cleaner.dialects.postgresql.control import Control
 from cleaner.dialects.postgresql.control_databases import NoPoolError
+from cleaner.dialects.postgresql.control_leases import PROVIDER, Row
 from cleaner.dialects.postgresql.control_templates import Template
-from cleaner.dialects.postgresql.failures import said, sqlstate
+from cleaner.dialects.postgresql.failures import first_line, sqlstate
 from cleaner.dialects.postgresql.sql import quote
 from cleaner.errors import ProvisionError
-
-Progress = Callable[[str], None]
+from cleaner.provision.tidying import Dropped, Progress, Tidying, silent
 
 IDLE, UNUSED = timedelta(days=1), timedelta(days=7)  # databases and templates that are swept
 MOST_KEPT = 5  # databases of the failed tests of one run
@@ -52,27 +51,12 @@ class Entry:
     note: str
 
 
-@dataclass
-class Dropped:
-    """The names of the databases that are gone; and of those that are ``left`` because they are in
-    use, or that could not be dropped, each with why.
-    """
-
-    databases: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Copy:
     """A database that was kept, and the line for a shell that leads there."""
 
     name: str
     psql: str
-
-
-def _silent(text: str) -> None:
-    """Show no progress."""
 
 
 class Housekeeping:
@@ -104,7 +88,7 @@ class Housekeeping:
                 yield control
             except control.driver_error as error:
                 raise ProvisionError(
-                    f"The server refused: {_said(error)} [{sqlstate(error)}]",
+                    f"The server refused: {first_line(error)} [{sqlstate(error)}]",
                     "this role may do less than that takes, or another does the same just now",
                     "correct what the server says, or use a role that may",
                 ) from error
@@ -163,7 +147,7 @@ class Housekeeping:
 
     # -- adding ---------------------------------------------------------------------------
 
-    def provision(self, count: int, role: str = "", progress: Progress = _silent) -> list[str]:
+    def provision(self, count: int, role: str = "", progress: Progress = silent) -> list[str]:
         """Have ``count`` databases for ``role`` (default: the URL's) there, which its workers lease
         though it may not create any. Returns the names of those that had to be made.
         """
@@ -227,130 +211,28 @@ class Housekeeping:
         database and by its own comment.
         """
         with self._translated(make=True) as control:
-            return _Tidying(control, self.base, idle, unused).run().databases
+            return Tidying(control, self.base, idle, unused).run().databases
 
     def sweep_all(
-        self, older_than: timedelta | None = None, progress: Progress = _silent
+        self, older_than: timedelta | None = None, progress: Progress = silent
     ) -> Dropped:
         """The same, of all roles whose privileges this one has."""
         idle, unused = (IDLE, UNUSED) if older_than is None else (older_than, older_than)
         with suppress(NoPoolError), self._translated() as control:
-            return _Tidying(
-                control, self.base, idle, unused, everyone=True, progress=progress
-            ).run()
+            return Tidying(control, self.base, idle, unused, everyone=True, progress=progress).run()
         return Dropped()
 
-    def drop(self, progress: Progress = _silent) -> Dropped:
+    def drop(self, progress: Progress = silent) -> Dropped:
         """Drop everything of this pool that is ours and that nobody uses: what a sweep would, of
         any age, and the provisioned databases, if this role could make them again.
         """
         nothing = timedelta(0)
         with suppress(NoPoolError), self._translated() as control:
-            tidying = _Tidying(
+            tidying = Tidying(
                 control, self.base, nothing, nothing, everyone=True, progress=progress
             )
             return tidying.run(provisioned=control.role()[1], provided=True)
         return Dropped()
-
-
-class _Tidying:
-    """One sweep."""
-
-    def __init__(
-        self,
-        control: Control,
-        base: str,
-        idle: timedelta,
-        unused: timedelta,
-        *,
-        everyone: bool = False,
-        progress: Progress = _silent,
-    ) -> None:
-        self._control, self._base, self._everyone = control, base, everyone
-        self._idle, self._unused = idle, unused
-        self._progress = progress
-        self._now = self._begun = control.now()  # when the first of the living workers began
-        self._dropped = Dropped()
-
-    def run(self, provisioned: bool = False, provided: bool = False) -> Dropped:
-        """Drop what is due: ``provisioned`` databases too, or just say that those stay."""
-        rows = self._control.rows(self._base, self._everyone)
-        for row in rows:
-            if not self._control.lock(row.id):
-                self._left(row.database, f"in use by {row.worker} on {row.host}, pid {row.pid}")
-                self._begun = min(self._begun, row.since or self._now)
-                continue
-            try:
-                self._lease(self._control.row(row.id), provisioned, provided)
-            finally:
-                self._control.unlock(row.id)
-        self._templates()
-        for copy in self._control.kept(self._base, self._everyone):
-            if self._now - copy.made < self._unused:
-                continue
-            if not self._control.lock_template(copy.name):
-                self._left(copy.name, "being made or dropped")
-                continue
-            try:
-                if self._control.occupied(copy.name):
-                    self._left(copy.name, "somebody is connected to it")
-                else:
-                    self._drop(copy.name, partial(self._control.forget_kept, copy.name))
-            finally:
-                self._control.unlock_template(copy.name)
-        return self._dropped
-
-    def _lease(self, row: Row | None, provisioned: bool, provided: bool) -> None:
-        """A lease whose lock is ours."""
-        if row is None:
-            return
-        if row.provisioned and not provisioned:
-            if provided:
-                self._left(row.database, "provided by a role that may create databases")
-        elif row.provisioned or row.worker is not None or self._now - row.used >= self._idle:
-            self._drop(row.database, lambda: self._control.forget(row))
-        else:
-            self._control.bury(row)
-
-    def _templates(self) -> None:
-        rows = self._control.rows(self._base, self._everyone)
-        cloned = {row.template for row in rows}
-        for template in self._control.all_templates(self._base, self._everyone):
-            name = template.name
-            if name in cloned:
-                self._left(name, "the database of a worker is a clone of it")
-            elif not self._control.lock_template(name):
-                self._left(name, "being built or dropped")
-            else:
-                try:
-                    self._template(name)
-                finally:
-                    self._control.unlock_template(name)
-
-    def _template(self, name: str) -> None:
-        """One that nothing is cloned from, and whose lock is ours."""
-        known = self._control.template(name)
-        if known is None or self._now - known.used < self._unused:
-            return
-        if known.used >= self._begun:
-            self._left(name, "a worker may be about to clone it")
-        else:
-            self._drop(name, lambda: self._control.forget_template(name))
-
-    def _left(self, name: str, why: str) -> None:
-        self._dropped.left[name] = why
-
-    def _drop(self, name: str, drop: Callable[[], bool]) -> None:
-        """Have ``drop`` drop it; what keeps it from that concerns no other database."""
-        self._progress(f"dropping {name}")
-        try:
-            there = self._control.exists(name)
-            if drop():
-                self._dropped.databases += [name] if there else []
-            else:
-                self._dropped.failed[name] = "its comment does not say that it is cleaner's"
-        except self._control.driver_error as error:
-            self._dropped.failed[name] = _said(error)
 
 
 def _lease_entry(row: Row, held: bool, now: datetime, sizes: dict[str, int | None]) -> Entry:
@@ -384,8 +266,3 @@ def _template_entry(known: Template, building: bool, now: datetime, size: int | 
         moment = known.attempted or known.used
     age = (now - moment).total_seconds()
     return Entry(known.name, state, known.base, known.role, None, None, None, age, size, note)
-
-
-def _said(error: Exception) -> str:
-    """What the server says, on one line."""
-    return (said(error).splitlines() or [type(error).__name__])[0]

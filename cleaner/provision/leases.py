@@ -24,7 +24,8 @@ from datetime import datetime
 from sqlalchemy import URL
 
 from cleaner.dialects.postgresql.clone_attributes import derived
-from cleaner.dialects.postgresql.control import CONTROL, Control, Row, refused
+from cleaner.dialects.postgresql.control import CONTROL, Control
+from cleaner.dialects.postgresql.control_leases import Row, refused
 from cleaner.dialects.postgresql.control_templates import Template
 from cleaner.dialects.postgresql.server import Server, look
 from cleaner.errors import CleanerError, ProvisionError

@@ -12,13 +12,14 @@ from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.generic.cleaning import Program, Run, compiled, count, name_of
 from cleaner.dialects.generic.connection import GenericConnection
 from cleaner.dialects.generic.reading import Catalog, catalog, described
+from cleaner.dialects.looked import Looked
 from cleaner.difference import Diff, RowDiff, TableDiff, Value
 from cleaner.errors import Blocker, CleanerError, StrategyRefusedError
 from cleaner.retry import Conflict, Stale
 from cleaner.spi import Database, Empty, Plan, Relation, Restart, Target
 
 
-class GenericSession(GenericConnection):
+class GenericSession(Looked[Catalog], GenericConnection):
     """See :class:`cleaner.dialects.base.Session`.
 
     By SQLAlchemy's Inspector and statements alone: deletes, in one transaction, and where the
@@ -27,7 +28,6 @@ class GenericSession(GenericConnection):
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         super().__init__(source, guard, lock_timeout)
-        self._catalog: Catalog | None = None
         self._eager = False
 
     # -- looking --------------------------------------------------------------------------
@@ -39,13 +39,6 @@ class GenericSession(GenericConnection):
         except DBAPIError as error:
             raise self._passing(error) or self._refused(error) from error
         return self._catalog.database
-
-    @property
-    def catalog(self) -> Catalog:
-        if self._catalog is None:
-            self.look()
-        assert self._catalog is not None
-        return self._catalog
 
     def diff(self, target: Target, samples: int, wait: int) -> Diff:
         try:

@@ -97,13 +97,14 @@ class OwnSchema:
             with suppress(CleanerError):
                 if work.intact(self.source, self.name) == known[0][0]:
                     return
-        self.check()
         # The intent first: what a killed process leaves is known to be ours, and not to be whole.
-        for statement in (
+        statements = (
             f"REPLACE INTO {self._made} VALUES ({name}, NULL, NULL)",
             f"DROP DATABASE IF EXISTS {quote(self.name)}",
             f"CREATE DATABASE {quote(self.name)}{self._character_set()}",
-        ):
+        )
+        self.check()
+        for statement in statements:
             self._session.execute(statement, True)  # not on another connection, without the lock
         work.build(self.source, self.name)
         shape = literal(work.intact(self.source, self.name))

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import URL, Engine
 
 from cleaner.dialects.base import Done, Guard, Health
+from cleaner.dialects.looked import Looked
 from cleaner.dialects.mysql import activity, capture, failures
 from cleaner.dialects.mysql.catalog import Catalog, parse
 from cleaner.dialects.mysql.cleaning import Patience, Run
@@ -23,11 +24,10 @@ from cleaner.retry import Conflict, Stale
 from cleaner.spi import Database, Plan, Relation, Target
 
 
-class MySQLSession(MySQLConnection):
+class MySQLSession(Looked[Catalog], MySQLConnection):
     """See :class:`cleaner.dialects.base.Session`."""
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
-        self._catalog: Catalog | None = None
         # The newest DDL with which the schema was known to be that of a fingerprint.
         self._newest_ddl: dict[str, int] = {}
         self._marked = ("", "")  # the last fingerprint that was found, and its mark
@@ -48,13 +48,6 @@ class MySQLSession(MySQLConnection):
         self._catalog = parse(found, self, unique)
         self._newest_ddl = {found.fingerprint: found.newest}
         return self._catalog.database
-
-    @property
-    def catalog(self) -> Catalog:
-        if self._catalog is None:
-            self.look()
-        assert self._catalog is not None
-        return self._catalog
 
     def diff(self, target: Target, samples: int, wait: int) -> Diff:
         try:

@@ -27,7 +27,7 @@ from cleaner.dialects.postgresql.clone_attributes import (
     found_query,
     template_name,
 )
-from cleaner.dialects.postgresql.failures import said, sqlstate
+from cleaner.dialects.postgresql.failures import first_line, sqlstate
 from cleaner.dialects.postgresql.sql import quote
 from cleaner.dialects.strings import literal, literals
 from cleaner.errors import Blocker, CleanerError, ProvisionError, StrategyRefusedError
@@ -301,7 +301,7 @@ UNION ALL SELECT 'subscription ' || s.subname FROM pg_catalog.pg_subscription s
         )
 
     def _translate(self, error: Exception) -> CleanerError:
-        code, message = sqlstate(error), said(error).partition("\n")[0]
+        code, message = sqlstate(error), first_line(error)
         if code == "42501":
             remedy = "do it as superuser, or undo what only a superuser may"
             return self._refused(f"{message}: {remedy}")

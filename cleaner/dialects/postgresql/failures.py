@@ -75,6 +75,11 @@ def said(error: Exception) -> str:
     return str(original if hasattr(original, "sqlstate") else error)
 
 
+def first_line(error: Exception) -> str:
+    """What the server said, without detail and hint."""
+    return (said(error).splitlines() or [type(error).__name__])[0]
+
+
 def may_be_stale(error: Exception) -> bool:
     """Whether a change of the schema may be the reason."""
     return sqlstate(error) in _SCHEMA_CHANGES
@@ -89,7 +94,7 @@ def needs_reload(error: Exception, program: Program) -> bool:
 
 def is_missing_function(error: Exception, program: Program) -> bool:
     """Whether the session has lost our functions (DISCARD ALL, a pooler)."""
-    message = said(error).partition("\n")[0]
+    message = first_line(error)
     return sqlstate(error) in ("42883", "3F000") and (
         program.name in message or "pg_temp" in message
     )
@@ -132,7 +137,7 @@ def passing(error: Exception) -> Transient | None:
     if sqlstate(error) == _LOCK_NOT_AVAILABLE:
         return LockWait(said(error))
     if sqlstate(error) in _CONFLICTS:
-        return Conflict(said(error).splitlines()[0])
+        return Conflict(first_line(error))
     return None
 
 
@@ -157,7 +162,7 @@ def unreadable(error: Exception, catalog: Catalog) -> Exception:
         return transient
     return CleanerError(
         f"The server refused to compare {catalog.database.name} with its baseline: "
-        f"{said(error).splitlines()[0]} [{sqlstate(error)}]",
+        f"{first_line(error)} [{sqlstate(error)}]",
         "a privilege that the role lacks, or a type that has changed since capture()",
         "run `cleaner doctor`, or capture() again",
     )

@@ -27,6 +27,9 @@ class Server:
     base: bool
     free: int
 
+    def __str__(self) -> str:
+        return f"postgresql {self.version}"
+
 
 def look(url: URL, control: str, lock_timeout: float) -> Server:
     """The server of ``url``. Raises ProvisionError where it can't be reached."""

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Engine
-
-from cleaner.dialects.base import Done, Guard, Health
+from cleaner.dialects.base import Done, Health
+from cleaner.dialects.looked import Looked
 from cleaner.dialects.postgresql import activity, baseline, capture, failures
 from cleaner.dialects.postgresql.catalog import Catalog, parse
 from cleaner.dialects.postgresql.clone import Clones, template_name
@@ -28,12 +27,8 @@ from cleaner.retry import Stale
 from cleaner.spi import Database, Plan, Recreate, Relation, Target
 
 
-class PostgresSession(PostgresConnection):
+class PostgresSession(Looked[Catalog], PostgresConnection):
     """See :class:`cleaner.dialects.base.Session`."""
-
-    def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
-        super().__init__(source, guard, lock_timeout)
-        self._catalog: Catalog | None = None
 
     # -- looking --------------------------------------------------------------------------
 
@@ -63,13 +58,6 @@ class PostgresSession(PostgresConnection):
             f"role {database.user} may not create temporary functions: "
             f"GRANT TEMPORARY ON DATABASE {quote(database.name)} TO {quote(database.user)}"
         )
-
-    @property
-    def catalog(self) -> Catalog:
-        if self._catalog is None:
-            self.look()
-        assert self._catalog is not None
-        return self._catalog
 
     def diff(self, target: Target, samples: int, wait: int) -> Diff:
         try:

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.pool import SingletonThreadPool
 
 from cleaner.dialects.base import Done, Guard, Health
+from cleaner.dialects.looked import Looked
 from cleaner.dialects.sqlite import baseline, capture, catalog, cleaning, differences, failures
 from cleaner.dialects.sqlite.connection import SqliteConnection, driver_of
 from cleaner.dialects.sqlite.image import Image, Recreation
@@ -28,12 +29,11 @@ from cleaner.spi import Database, Plan, Recreate, Relation, Target
 Result = TypeVar("Result")
 
 
-class SqliteSession(SqliteConnection):
+class SqliteSession(Looked[catalog.Found], SqliteConnection):
     """See :class:`cleaner.dialects.base.Session`."""
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         super().__init__(source, guard, lock_timeout)
-        self._found: catalog.Found | None = None
         self._baseline: baseline.Baseline | None = None
         # What writing changes, as it was when the program had just run.
         self._clean: WeakKeyDictionary[Program, tuple[Any, ...]] = WeakKeyDictionary()
@@ -52,8 +52,8 @@ class SqliteSession(SqliteConnection):
             raise BlockedError.waiting(
                 f"Looking at {self._name()}", self.lock_timeout, self.holders()
             ) from error
-        assert self._found is not None
-        return self._found.database
+        assert self._catalog is not None
+        return self._catalog.database
 
     def _look(self) -> None:
         found = catalog.discover(self.ask, self._name(), self.connection_id)
@@ -75,7 +75,7 @@ class SqliteSession(SqliteConnection):
                     ).hexdigest(),
                 ),
             )
-        self._found = found
+        self._catalog = found
 
     def _name(self) -> str:
         if self.path:
@@ -83,14 +83,6 @@ class SqliteSession(SqliteConnection):
         if self._source is not None and isinstance(self._source.pool, SingletonThreadPool):
             return f"the database in memory of thread {threading.current_thread().name!r}"
         return "the database in memory"
-
-    @property
-    def found(self) -> catalog.Found:
-        """What there was at the last look."""
-        if self._found is None:
-            self.look()
-        assert self._found is not None
-        return self._found
 
     @contextmanager
     def _doing(self, what: str) -> Iterator[None]:
@@ -106,11 +98,11 @@ class SqliteSession(SqliteConnection):
             if isinstance(step, Recreate):
                 return Recreation(target, step.template or self._template.name)
         self._check_attached(target)
-        return compile_plan(plan, target, self.found, self._baseline)
+        return compile_plan(plan, target, self.catalog, self._baseline)
 
     def _check_attached(self, target: Target) -> None:
         """The guard is to see every file that is cleaned."""
-        files = dict(self.found.versions[1])
+        files = dict(self.catalog.versions[1])
         for schema in dict.fromkeys(table.schema for table in target.tables):
             if schema != "main" and files[schema]:
                 self._guard(Path(files[schema]).name)
@@ -142,24 +134,24 @@ class SqliteSession(SqliteConnection):
         return self.connection_id, self.ask("SELECT total_changes()"), changed
 
     def diff(self, target: Target, samples: int, wait: int) -> Diff:
-        found = self.found
+        found = self.catalog
         with self._doing("to be compared"), self.transaction(wait, writes=False):
             if self._versions() != found.versions:
-                self._found = None
+                self._catalog = None
                 raise Stale
             return differences.differences(self.ask, found, self._baseline, target, samples)
 
     # -- baselines ------------------------------------------------------------------------
 
     def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
-        found = self.found
+        found = self.catalog
         try:
             with self._doing("to be captured"), self.transaction(wait):
                 if self._versions() != found.versions:
                     raise Conflict("the schema has just changed")
                 capture.capture(self.ask, found, self._baseline, target, tables)
         finally:
-            self._found = None
+            self._catalog = None
 
     def release(self, wait: int) -> None:
         try:
@@ -167,7 +159,7 @@ class SqliteSession(SqliteConnection):
                 self._look()
                 capture.release(self.ask, self._baseline)
         finally:
-            self._found = None
+            self._catalog = None
 
     # -- the whole database ---------------------------------------------------------------
 
@@ -184,7 +176,7 @@ class SqliteSession(SqliteConnection):
             try:
                 return work(image)
             finally:
-                self._found = None
+                self._catalog = None
 
     def _recreate(self, program: Recreation, wait: int) -> Done:
         template = "" if program.template == self._template.name else program.template
@@ -205,7 +197,7 @@ class SqliteSession(SqliteConnection):
         self.look()
         lines = set()
         with self.working():
-            for schema in [name for name, _ in self.found.versions[1] if name != "temp"]:
+            for schema in [name for name, _ in self.catalog.versions[1] if name != "temp"]:
                 for kind, name, sql in self.execute(
                     f"SELECT type, name, sql FROM {quote(schema)}.sqlite_master"
                     f" WHERE name NOT LIKE '{BASELINE}%' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"

@@ -1,0 +1,100 @@
+"""What other sessions may keep from succeeding: tried again, and who stood in the way named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from cleaner import retry
+from cleaner.dialects import Session
+from cleaner.errors import BlockedError, Blocker, RetriesExhaustedError
+from cleaner.settings import Settings
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Trial(Generic[Result]):
+    """What came of trying until it worked, in how many ``attempts``; ``terminated`` are the
+    sessions that were ended for it.
+    """
+
+    result: Result
+    attempts: int
+    terminated: tuple[str, ...]
+
+
+class Attempts:
+    """As many as the settings allow, on one session, waiting no longer than they say in all."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session, self._settings = session, settings
+        self._slices = retry.slices(settings)
+        self._retrying = retry.Policy(settings)
+
+    def change(
+        self, work: Callable[[int], Result], doing: str, program: Callable[[], Any]
+    ) -> Trial[Result]:
+        """Try ``work``, which changes the database and is given the milliseconds it may wait for a
+        lock. Who blocks ``program()`` is ended, where the settings say so.
+
+        Raises BlockedError, RetriesExhaustedError.
+        """
+        terminated: list[str] = []
+
+        def in_the_way(wait: retry.LockWait, last: bool) -> None:
+            if not last and self._settings.on_blocked == "raise":
+                return
+            blockers = self._session.blockers(program())
+            if self._settings.on_blocked == "terminate":
+                ended = self._session.terminate(blockers)
+                if ended and not last:
+                    terminated.extend(map(str, ended))
+            if last:
+                raise self._blocked(doing, blockers) from wait
+
+        result, attempts = self._tried(work, doing, in_the_way)
+        return Trial(result, attempts, tuple(terminated))
+
+    def look(self, work: Callable[[int], Result], doing: str) -> Result:
+        """Try ``work``, which changes nothing and is given the milliseconds it may wait for a lock.
+
+        Raises BlockedError, RetriesExhaustedError.
+        """
+
+        def in_the_way(wait: retry.LockWait, last: bool) -> None:
+            if last:
+                raise self._blocked(doing, self._session.blockers(None)) from wait
+
+        return self._tried(work, doing, in_the_way)[0]
+
+    def _tried(
+        self,
+        work: Callable[[int], Result],
+        doing: str,
+        in_the_way: Callable[[retry.LockWait, bool], None],
+    ) -> tuple[Result, int]:
+        attempts = 0
+
+        def attempt() -> Result:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return work(self._slices[attempts - 1])
+            except retry.LockWait as wait:
+                in_the_way(wait, attempts == len(self._slices))
+                raise
+
+        try:
+            return self._retrying(attempt), attempts
+        except retry.Conflict as conflict:
+            raise RetriesExhaustedError(
+                f"{doing} {self._session.look().name} failed {attempts} times: {conflict}",
+                "other sessions go on writing meanwhile, or rows outside the target are in the way",
+                "stop background writers before it, or retries = 20",
+            ) from conflict
+
+    def _blocked(self, doing: str, blockers: tuple[Blocker, ...]) -> BlockedError:
+        work = f"{doing} {self._session.look().name}"
+        return BlockedError.waiting(work, self._settings.lock_timeout, blockers)
