@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,8 @@ from cleaner.testing import StrategyContract
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 STRATEGIES = ("auto", "delete", "truncate", "replica", "recreate")
 SCHEMES = {"PostgreSQL": "postgresql", "MariaDB": "mariadb", "SQLite": "sqlite", "DuckDB": "duckdb"}
+# Drivers that need a client library or a compiler, and the modules that are there where they do.
+OPTIONAL = {"mysqldb": "MySQLdb", "mysqlconnector": "mysql", "mariadbconnector": "mariadb"}
 DEFAULT = ("sqlite3", "duckdb-engine")  # drivers that SQLAlchemy calls otherwise, or not at all
 
 
@@ -148,7 +151,8 @@ class Refused(OnRow):
 
 
 def _classes() -> Iterator[tuple[str, type]]:
-    for row, cells in table().items():
+    optional = [Row("MariaDB", name, "sync") for name in OPTIONAL if find_spec(OPTIONAL[name])]
+    for row, cells in {**table(), **dict.fromkeys(optional, {"auto": "✓"})}.items():
         for strategy, cell in cells.items():
             base: type = OnRow if strategy != "recreate" else Recreated
             if cell != "✓":

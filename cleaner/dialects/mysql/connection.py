@@ -69,6 +69,16 @@ class MySQLConnection(HeldConnection):
             rows = self.execute(message, in_transaction or i > 0)
         return rows
 
+    def _ask(self, connection: Any, sql: str) -> Rows:
+        cursor = connection.cursor()
+        cursor.execute(sql)
+        rows = list(cursor.fetchall()) if cursor.description else []
+        # What a compound statement says at its end not every driver reads when it closes.
+        while getattr(cursor, "nextset", lambda: None)():
+            pass
+        cursor.close()
+        return rows
+
     def _is_disconnect(self, error: Any, connection: Any) -> bool:
         return number(error) == _KILLED or super()._is_disconnect(error, connection)
 
