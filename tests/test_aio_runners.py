@@ -85,6 +85,7 @@ def url(request: pytest.FixtureRequest, database: Database) -> URL:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 def test_a_cleaner_of_the_session_serves_every_loop_without_a_warning(
     pytester: pytest.Pytester, url: URL, runner: str, database: Database
 ) -> None:

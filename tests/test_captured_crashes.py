@@ -16,7 +16,7 @@ from support.pools import PATIENCE, until
 
 from cleaner.provision.embedded import EmbeddedPostgres
 
-KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "5"))  # per strategy
+KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "3"))  # per strategy
 SEED = """
 CREATE TABLE root (id serial PRIMARY KEY, code int UNIQUE, mark text DEFAULT 'there at the start');
 CREATE TABLE leaf (id serial PRIMARY KEY, mark text DEFAULT 'there at the start',

@@ -25,7 +25,7 @@ from cleaner.errors import BlockedError, CleanerError, ProvisionError, StrategyR
 from cleaner.provision.embedded import EmbeddedPostgres
 from cleaner.provision.leases import Pool
 
-KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "10"))  # on each server
+KILLS = int(os.environ.get("CLEANER_STRESS_KILLS", "4"))  # on each server
 SCHEMA = """CREATE TABLE thing (id serial PRIMARY KEY, name text UNIQUE);
     CREATE VIEW seen AS SELECT name FROM thing; INSERT INTO thing (name) VALUES ('a'), ('b');"""
 MESS = """DROP VIEW seen; ALTER TABLE thing DROP name; TRUNCATE thing RESTART IDENTITY;

@@ -20,7 +20,7 @@ from support.random_schema import Schema, schemas
 from cleaner import Cleaner, Diff, errors
 from cleaner.difference import Value
 
-EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "15"))
 SCHEMA = """
 CREATE TABLE role (id serial PRIMARY KEY, name text, rank numeric);
 CREATE TABLE tag (name text, weight float8);

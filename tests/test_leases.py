@@ -28,7 +28,7 @@ from cleaner.provision.embedded import EmbeddedPostgres
 from cleaner.provision.leases import Lease, Pool
 
 on_embedded = pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
-ROUNDS = int(os.environ.get("CLEANER_STRESS", "12"))
+ROUNDS = int(os.environ.get("CLEANER_STRESS", "8"))
 LIFE = 110  # statements of a worker that builds the template, about
 
 

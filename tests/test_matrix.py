@@ -151,8 +151,11 @@ class Refused(OnRow):
 
 
 def _classes() -> Iterator[tuple[str, type]]:
-    optional = [Row("MariaDB", name, "sync") for name in OPTIONAL if find_spec(OPTIONAL[name])]
-    for row, cells in {**table(), **dict.fromkeys(optional, {"auto": "✓"})}.items():
+    rows = table()
+    for name, module in OPTIONAL.items():
+        if find_spec(module):
+            rows[Row("MariaDB", name, "sync")] = {"auto": "✓"}
+    for row, cells in rows.items():
         for strategy, cell in cells.items():
             base: type = OnRow if strategy != "recreate" else Recreated
             if cell != "✓":

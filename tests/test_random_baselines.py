@@ -21,7 +21,7 @@ from support.random_schema import Schema, schemas
 from cleaner import Cleaner
 from cleaner.errors import BlockedError, StrategyRefusedError
 
-EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "20"))
 MANY: dict[str, Any] = {
     "deadline": None,
     "phases": [Phase.generate],
@@ -191,7 +191,7 @@ def test_a_clean_finds_or_makes_the_baseline_of_any_schema(
                 for writer in writers:
                     writer.rollback()
                 capturer.capture()
-            world.baseline = state(database)
+            world.captured()
             world.run(history)
             world.end(commit)
         except StrategyRefusedError as refusal:

@@ -18,7 +18,7 @@ from support.random_schema import Schema, schemas
 from cleaner import Cleaner
 from cleaner.errors import StrategyRefusedError
 
-EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "75"))
+EXAMPLES = int(os.environ.get("CLEANER_EXAMPLES", "40"))
 
 
 @pytest.fixture

@@ -51,7 +51,8 @@ class Database:
     def session(self) -> psycopg.Connection[Any]:
         """The superuser's session in which `execute` runs."""
         if self._connection is None or self._connection.closed:
-            self._connection = self.connect()
+            # Longer than any test waits: one that is in its own way fails, and doesn't hang.
+            self._connection = self.connect(options="-c lock_timeout=60s")
         return self._connection
 
     def execute(self, sql: str) -> list[tuple[Any, ...]]:

@@ -188,7 +188,7 @@ class History:
     # -- promises -------------------------------------------------------------------------
 
     def seen(self) -> State | None:
-        """What the database holds; None while a writer has truncated a table of it."""
+        """What the database holds; None while a writer keeps readers from a part of it."""
         try:
             with self.database.session.transaction():
                 self.database.session.execute("SET LOCAL lock_timeout = 5")
@@ -216,7 +216,16 @@ class History:
         except BlockedError:
             self.told[-1] += " (blocked)"
         else:
-            self.baseline = state(self.database)
+            self.captured()
+
+    def captured(self) -> None:
+        """The baseline is what the database holds now."""
+        seen = self.seen()
+        if seen is None:  # a writer refreshes a view, which no capture waits for
+            for writer in self.writers:
+                writer.rollback()
+            seen = state(self.database)
+        self.baseline = seen
 
     def end(self, commit: bool) -> None:
         """End every transaction; then each cleaner finds the baseline, or makes it so."""

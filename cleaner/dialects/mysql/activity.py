@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cleaner import waits
 from cleaner.dialects.mysql.program import lock_name
 from cleaner.dialects.strings import literal
 from cleaner.errors import Blocker
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[[str], Rows]
+# Seconds for which INNODB_TRX may be what it was when somebody last read it.
+_STALE = 0.15
 _HERE = "p.DB = DATABASE() AND p.ID <> CONNECTION_ID()"
 # A transaction that has begun and has nothing running is idle in it.
 _STATE = """CASE WHEN p.COMMAND <> 'Sleep'
@@ -33,13 +36,18 @@ _OWN = f"""SELECT p.ID, p.USER, p.HOST,
 
 def blockers(execute: Execute, database: str, driver_error: Any) -> tuple[Blocker, ...]:
     """Who cleans the database, and who has a transaction open in it or is at work there."""
-    holder = execute(f"SELECT IS_USED_LOCK({literal(lock_name(database))})")[0][0]
-    rows, _ = _sessions(execute, driver_error)
-    return tuple(
-        _blocker(row)
-        for row in rows
-        if row[0] == holder or row[6] or str(row[3]).startswith("active")
-    )
+    for pause in (_STALE, 0.0):
+        holder = execute(f"SELECT IS_USED_LOCK({literal(lock_name(database))})")[0][0]
+        rows, _ = _sessions(execute, driver_error)
+        found = tuple(
+            _blocker(row)
+            for row in rows
+            if row[0] == holder or row[6] or str(row[3]).startswith("active")
+        )
+        if found:
+            break
+        waits.pause(pause)
+    return found
 
 
 def idle_in_transaction(execute: Execute, driver_error: Any) -> tuple[tuple[Blocker, ...], bool]:
