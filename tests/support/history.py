@@ -219,13 +219,25 @@ class History:
             self.captured()
 
     def captured(self) -> None:
-        """The baseline is what the database holds now."""
-        seen = self.seen()
-        if seen is None:  # a writer refreshes a view, which no capture waits for
+        """The baseline is what the database holds now, and what materialized views make of it."""
+        try:
+            self.baseline = self.refreshed("5ms")
+        except psycopg.errors.LockNotAvailable:
             for writer in self.writers:
                 writer.rollback()
-            seen = state(self.database)
-        self.baseline = seen
+            self.baseline = self.refreshed("60s")
+
+    def refreshed(self, wait: str) -> State:
+        session = self.database.session
+        with session.transaction():
+            session.execute(f"SET LOCAL lock_timeout = '{wait}'".encode())
+            views = session.execute(
+                "SELECT oid::regclass::text FROM pg_class"
+                " WHERE relkind = 'm' AND relispopulated ORDER BY oid"
+            ).fetchall()
+            for (view,) in views:
+                session.execute(f"REFRESH MATERIALIZED VIEW {view}".encode())
+            return state(self.database)
 
     def end(self, commit: bool) -> None:
         """End every transaction; then each cleaner finds the baseline, or makes it so."""
