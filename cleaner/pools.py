@@ -49,7 +49,7 @@ def _prove(
 
 
 def _is_dead(dialect: Any, connection: Any) -> bool:
-    if not hasattr(dialect, "do_ping"):  # a pool without an engine
+    if not hasattr(dialect, "loaded_dbapi"):  # a pool without an engine
         return False
     driver = dialect.loaded_dbapi
     try:

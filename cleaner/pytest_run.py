@@ -164,9 +164,13 @@ class Run:
         if not exporting:
             return
         if not self.option("numprocesses") or self._early_worker:
-            atexit.register(self._give_back)  # a run whose conftest.py fails is not unconfigured
-            for database in exporting:
-                database.reserve()
+            try:
+                for database in exporting:
+                    database.reserve()
+            finally:
+                # A run whose conftest.py fails is not unconfigured. Registered last, and so run
+                # before the connections are closed at the exit.
+                atexit.register(self._give_back)
             return
         # It is the workers that test; but here too conftest.py may import the application.
         from cleaner.errors import CleanerError

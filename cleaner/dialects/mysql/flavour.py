@@ -29,7 +29,7 @@ _SESSION = {
     "completion_type": "'NO_CHAIN'",
     "foreign_key_checks": "1",
     "unique_checks": "1",
-    "group_concat_max_len": "4294967295",
+    "group_concat_max_len": "1073741824",
     "low_priority_updates": "0",
     "sql_big_selects": "1",
     "sql_mode": "'NO_AUTO_VALUE_ON_ZERO,NO_BACKSLASH_ESCAPES,ALLOW_INVALID_DATES,"
