@@ -67,6 +67,18 @@ def captured(database: Database, way: Way, **settings: object) -> Iterator[Clean
         yield cleaner
 
 
+@ways(AUTO, DELETE)
+def test_a_view_that_was_stale_when_its_table_was_captured_is_fresh_after_a_clean(
+    database: Database, way: Way
+) -> None:
+    database.execute("CREATE TABLE one (v int); CREATE MATERIALIZED VIEW shown AS TABLE one")
+    database.execute("INSERT INTO one VALUES (1)")
+    with captured(database, way) as cleaner:
+        assert cleaner.clean().refreshed == ("shown",)
+        assert database.count("shown") == 1
+        assert cleaner.clean().refreshed == ()
+
+
 @pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "keyless"])
 @pytest.mark.parametrize("action", ACTIONS)
 @ways()

@@ -58,7 +58,12 @@ def generic(source: Engine | str, metadata: object = None, **settings: Any) -> C
     cleaner = Cleaner(source, metadata, **settings)
     url = cleaner.settings.url
     assert url is not None
-    cleaner._session = GenericSession(url, cleaner._check_database, 5.0)
+    return on(GenericSession(url, cleaner._check_database, 5.0), cleaner)
+
+
+def on(session: GenericSession, cleaner: Cleaner) -> Cleaner:
+    cleaner._session = session
+    cleaner._configure()
     return cleaner
 
 
@@ -225,7 +230,7 @@ def test_an_async_driver_is_awaited_in_whatever_loop_there_is(tmp_path: Path) ->
     with waits.awaited():
         cleaner = AsyncCleaner(f"sqlite+aiosqlite:///{file}")
         url = make_url(f"sqlite+aiosqlite:///{file}")
-        cleaner._cleaner._session = GenericSession(url, lambda name: None, 5.0)
+        on(GenericSession(url, lambda name: None, 5.0), cleaner._cleaner)
 
     async def clean() -> None:
         assert (await cleaner.clean()).tables == ("things",)
@@ -246,7 +251,7 @@ def test_an_async_engine_is_awaited(tmp_path: Path) -> None:
         async with AsyncCleaner(engine) as cleaner:
             with waits.awaited():
                 session = GenericSession(engine.sync_engine, lambda name: None, 5.0)
-            cleaner._cleaner._session = session
+            on(session, cleaner._cleaner)
             assert (await cleaner.clean()).tables == ("things",)
         await engine.dispose()
 

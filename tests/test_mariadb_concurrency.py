@@ -17,6 +17,7 @@ from support.mariadb import MariaDatabase
 
 from cleaner import Cleaner
 from cleaner.dialects.mysql.program import lock_name
+from cleaner.dialects.mysql.session import MySQLSession
 from cleaner.errors import BlockedError, CleanerError
 
 STRATEGIES = ("auto", "delete", "truncate", "replica")
@@ -113,6 +114,18 @@ def test_a_blocker_that_is_idle_is_ended_where_the_settings_say_so(
         assert len(report.terminated) == 1
         assert f"pid {pid} " in report.terminated[0]
     assert mariadb.count("one") == 0
+
+
+def test_a_session_that_has_just_committed_is_not_ended(mariadb: MariaDatabase) -> None:
+    mariadb.execute(PLAIN)
+    session = MySQLSession(mariadb.url, lambda name: None, 1.0)
+    with mariadb.transaction("INSERT INTO one VALUES (2, 2)") as cursor:
+        (writer,) = session.blockers(None)
+        assert writer.state == "idle in transaction"
+        cursor.connection.commit()
+        assert session.terminate((writer,)) == ()
+        cursor.connection.ping(reconnect=False)
+    session.close()
 
 
 def test_a_session_that_is_idle_without_a_transaction_is_not_ended(

@@ -239,6 +239,29 @@ def test_the_default_setup_creates_the_metadata_of_the_settings(
 
 
 @on_embedded
+def test_a_database_that_holds_its_schema_already_can_be_recreated(
+    project: pytest.Pytester, run: Run, database: Database
+) -> None:
+    database.execute("CREATE TABLE item (id serial PRIMARY KEY); INSERT INTO item DEFAULT VALUES")
+    database.close()  # it would be ended when the database is copied
+    project.makeconftest("")
+    project.makepyprojecttoml('[tool.cleaner]\nstrategy = "recreate"\nautouse = true')
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("n", range(2))
+        def test(n, cleaner_engine):
+            with cleaner_engine.begin() as connection:
+                insert = "INSERT INTO item DEFAULT VALUES RETURNING id"
+                assert connection.exec_driver_sql(insert).scalars().all() == [1]
+                connection.exec_driver_sql("ALTER TABLE item ADD another int")
+        """
+    )
+    run().assert_outcomes(passed=2)
+
+
+@on_embedded
 def test_what_a_test_does_to_the_schema_is_undone_and_named(
     project: pytest.Pytester, run: Run
 ) -> None:

@@ -223,13 +223,14 @@ class History:
         try:
             self.baseline = self.refreshed("5ms")
         except psycopg.errors.LockNotAvailable:
+            self.told.append("writers ended")
             for writer in self.writers:
                 writer.rollback()
             self.baseline = self.refreshed("60s")
 
     def refreshed(self, wait: str) -> State:
         session = self.database.session
-        with session.transaction():
+        with session.transaction(force_rollback=True):  # they stay as they are until a clean
             session.execute(f"SET LOCAL lock_timeout = '{wait}'".encode())
             views = session.execute(
                 "SELECT oid::regclass::text FROM pg_class"

@@ -16,7 +16,7 @@ from cleaner.errors import Blocker
 
 Rows = list[tuple[Any, ...]]
 Execute = Callable[[str], Rows]
-# Seconds for which INNODB_TRX may be what it was when somebody last read it.
+# Seconds for which INNODB_TRX stays what it was when somebody last read it.
 _STALE = 0.15
 _HERE = "p.DB = DATABASE() AND p.ID <> CONNECTION_ID()"
 # A transaction that has begun and has nothing running is idle in it.
@@ -36,18 +36,13 @@ _OWN = f"""SELECT p.ID, p.USER, p.HOST,
 
 def blockers(execute: Execute, database: str, driver_error: Any) -> tuple[Blocker, ...]:
     """Who cleans the database, and who has a transaction open in it or is at work there."""
-    for pause in (_STALE, 0.0):
-        holder = execute(f"SELECT IS_USED_LOCK({literal(lock_name(database))})")[0][0]
-        rows, _ = _sessions(execute, driver_error)
-        found = tuple(
-            _blocker(row)
-            for row in rows
-            if row[0] == holder or row[6] or str(row[3]).startswith("active")
-        )
-        if found:
-            break
-        waits.pause(pause)
-    return found
+    holder = execute(f"SELECT IS_USED_LOCK({literal(lock_name(database))})")[0][0]
+    rows, _ = _sessions(execute, driver_error)
+    return tuple(
+        _blocker(row)
+        for row in rows
+        if row[0] == holder or row[6] or str(row[3]).startswith("active")
+    )
 
 
 def idle_in_transaction(execute: Execute, driver_error: Any) -> tuple[tuple[Blocker, ...], bool]:
@@ -66,12 +61,10 @@ def terminate(
     execute: Execute, blockers: tuple[Blocker, ...], driver_error: Any
 ) -> tuple[Blocker, ...]:
     """End those that are idle in transaction; returns those that were ended."""
+    idle = {blocker.pid for blocker in blockers if blocker.state == "idle in transaction"}
     ended = []
-    for blocker in blockers:
-        if blocker.state != "idle in transaction":
-            continue
-        now = {b.pid: b.state for b in idle_in_transaction(execute, driver_error)[0]}
-        if now.get(blocker.pid) != blocker.state:
+    for blocker in idle_in_transaction(execute, driver_error)[0] if idle else ():
+        if blocker.pid not in idle:
             continue
         try:
             execute(f"KILL {blocker.pid}")
@@ -82,6 +75,7 @@ def terminate(
 
 
 def _sessions(execute: Execute, driver_error: Any) -> tuple[Rows, bool]:
+    waits.pause(_STALE)
     try:
         return execute(f"{_ALL} WHERE {_HERE} ORDER BY 5 DESC"), True
     except driver_error:
