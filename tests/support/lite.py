@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def lite(kind: str, directory: Path, name: str = "app_test.db") -> Engine:
 
     with engine.connect():
         pass
+    weakref.finalize(engine, engine.pool.dispose)  # else Python 3.13 warns
     return engine
 
 

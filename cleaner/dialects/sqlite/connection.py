@@ -93,6 +93,7 @@ class SqliteConnection(HeldConnection):
     def _check_shared(self, cursor: Any) -> None:
         """Raise SettingsError unless another connection sees the same database in memory."""
         other = self.engine.raw_connection()
+        other.detach()  # so that close() closes it, whatever its pool does
         try:
             cursor.execute("BEGIN IMMEDIATE")
             second = other.cursor()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -55,8 +56,11 @@ class Image:
     def make(self, wait: int) -> None:
         """Copy the database."""
         if not self._path:
-            self._memory = sqlite3.connect(":memory:", check_same_thread=False)
-            _copy(self._live(), self._memory, wait)
+            memory = sqlite3.connect(":memory:", check_same_thread=False)
+            weakref.finalize(self, memory.close)
+            _copy(self._live(), memory, wait)
+            self.drop()
+            self._memory = memory
             return
         unfinished = f"{self.name}.{os.getpid()}"
         Path(unfinished).unlink(missing_ok=True)
@@ -93,6 +97,8 @@ class Image:
         """Remove it."""
         if self._path:
             Path(self.name).unlink(missing_ok=True)
+        if self._memory is not None:
+            self._memory.close()
         self._memory = None
 
     def _live(self) -> sqlite3.Connection:
