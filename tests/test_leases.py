@@ -22,6 +22,7 @@ from support.pools import Own, Workers, connect, server_of, until
 
 from cleaner import Cleaner
 from cleaner.dialects.postgresql.clone import Clones, template_name
+from cleaner.dialects.postgresql.control import Control
 from cleaner.dialects.postgresql.turns import PostgresTurns
 from cleaner.errors import BlockedError, Blocker, PoolRefusedError, ProvisionError
 from cleaner.provision.embedded import EmbeddedPostgres
@@ -641,6 +642,20 @@ def test_a_control_database_that_is_closed_to_the_role_is_a_clear_error() -> Non
         own.run(f"GRANT CONNECT ON DATABASE cleaner_control TO {role}")
         own.pool(role).lease("gw0").release()
         own.run(f"REVOKE CONNECT ON DATABASE cleaner_control FROM {role}")
+
+
+class Late(Control):
+    """Looks for the control database before another process has made it, and again after."""
+
+    def _create(self) -> None:
+        with closing(Control(self.engine.url, 5.0)) as other:
+            other.now()
+        super()._create()
+
+
+def test_a_control_database_that_another_has_just_made_is_used() -> None:
+    with EmbeddedPostgres() as server, closing(Late(server.url("app_test"), 5.0)) as control:
+        assert control.rows() == []
 
 
 # -- whoever is killed, wherever ------------------------------------------------------------

@@ -56,15 +56,14 @@ class Control(Leases):
             try:
                 super()._connect()
             except ProvisionError:
-                if not self._create():
-                    raise
+                self._create()
                 super()._connect()
             self.opened += 1
             self._prepare()
         return super()._connect()
 
-    def _create(self) -> bool:
-        """Make the database; false if it is there already."""
+    def _create(self) -> None:
+        """Make the database, unless it is there by now: another may have been faster."""
         server = PostgresConnection(
             self.engine.url.set(database=MAINTENANCE), lambda name: None, self.lock_timeout
         )
@@ -73,20 +72,18 @@ class Control(Leases):
                 f"SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = '{CONTROL}')"
             )
             if server.execute(found)[0][0]:
-                return False
+                return
             if not self._make:
                 raise NoPoolError(
                     f"There is no pool on the server of {self.engine.url.render_as_string()}.",
                     "no tests have run there yet",
                     "cleaner pool provision",
                 )
-            with suppress(server.driver_error):  # another may have been faster
+            with suppress(server.driver_error):
                 server.execute(f"CREATE DATABASE {CONTROL}")
                 server.execute(f"COMMENT ON DATABASE {CONTROL} IS {literal(OURS + 'control')}")
-            if server.execute(found)[0][0]:
-                return True
-            user = server.execute("SELECT current_user::text")[0][0]
-            raise refused(user)
+            if not server.execute(found)[0][0]:
+                raise refused(server.execute("SELECT current_user::text")[0][0])
         finally:
             server.close()
 
