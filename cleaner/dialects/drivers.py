@@ -42,8 +42,8 @@ class Drivers:
     """A dialect says which ``drivers`` it knows, synchronous ones and those that ``async_drivers``
     are, each with the argument that bounds connecting in seconds (empty if it has none), in the
     order in which one is chosen for a URL that names none; further ``arguments`` of a driver; the
-    ``twins`` of the asynchronous ones; the
-    ``extra`` that brings the first of them; and an ``example`` of a URL for each.
+    ``twins`` of the asynchronous ones; the ``extra`` that brings the first of them; and an
+    ``example`` of a URL for each.
     """
 
     arguments: ClassVar[dict[str, Mapping[str, object]]] = {}
