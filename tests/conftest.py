@@ -70,8 +70,8 @@ def database(worker_database: Database) -> Iterator[Database]:
     worker_database.wipe()
 
 
-# Of a case for every way to clean, on the second server: the others differ there in nothing that
-# they don't differ in on the first. CLEANER_ALL_WAYS=1 runs them all.
+# Of a case for every way to clean, those that run on the second server, for the time it takes;
+# CLEANER_ALL_WAYS=1, as in .ci/versions, runs them all.
 _ON_DISK = {AUTO, TRUNCATE, AS_OWNER[1]}
 
 

@@ -154,7 +154,7 @@ def _classes() -> Iterator[tuple[str, type]]:
     rows = table()
     for name, module in OPTIONAL.items():
         if find_spec(module):
-            rows[Row("MariaDB", name, "sync")] = {"auto": "✓"}
+            rows[Row("MariaDB", name, "sync")] = rows[Row("MariaDB", "pymysql", "sync")]
     for row, cells in rows.items():
         for strategy, cell in cells.items():
             base: type = OnRow if strategy != "recreate" else Recreated

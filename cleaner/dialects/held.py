@@ -219,8 +219,9 @@ class HeldConnection(Drivers, ABC):
     @property
     def driver(self) -> str:
         driver: Any = self.engine.dialect.loaded_dbapi
-        version = getattr(driver, "__version__", None) or driver.sqlite_version
-        return f"{driver.__name__} {str(version).split()[0]}"
+        told = (getattr(driver, name, "") for name in ("__version__", "sqlite_version"))
+        version = next((str(each).split()[0] for each in told if each), "")
+        return f"{driver.__name__} {version}".rstrip()  # mysqlclient tells none
 
 
 def _release(connection: Connection, close: Callable[[Any], None]) -> None:
