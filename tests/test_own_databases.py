@@ -59,6 +59,13 @@ def settings(suite: pytest.Pytester, url: str) -> None:
     suite.makepyprojecttoml(f'[tool.cleaner]\nurl = "{url}"')
 
 
+def beside(mariadb: MariaDatabase) -> str:
+    """Its URL for a user who may make databases that are called like it."""
+    user = mariadb.plain_user()
+    mariadb.execute(f"GRANT ALL ON `{mariadb.name}\\_%`.* TO {user}")
+    return mariadb.server.url(mariadb.name, user).render_as_string()
+
+
 def test_each_worker_has_a_file_of_its_own_which_is_built_once(suite: pytest.Pytester) -> None:
     settings(suite, "sqlite:///app_test.db")
     for arguments in (("-n", "2"), ("-p", "no:xdist")):
@@ -137,9 +144,7 @@ def test_what_a_test_does_to_the_schema_is_undone_and_named(
 def test_where_it_cannot_be_undone_it_is_named(
     suite: pytest.Pytester, mariadb: MariaDatabase
 ) -> None:
-    user = mariadb.plain_user()
-    mariadb.execute(f"GRANT ALL ON `{mariadb.name}\\_%`.* TO {user}")
-    settings(suite, mariadb.server.url(mariadb.name, user).render_as_string())
+    settings(suite, beside(mariadb))
     suite.makepyfile(
         """
         def test_changes(clean_database, cleaner_engine):
@@ -228,9 +233,7 @@ def test_a_failing_set_up_leaves_no_template(suite: pytest.Pytester) -> None:
 def test_each_worker_has_a_database_of_mariadbs(
     suite: pytest.Pytester, mariadb: MariaDatabase
 ) -> None:
-    user = mariadb.plain_user()
-    mariadb.execute(f"GRANT ALL ON `{mariadb.name}\\_%`.* TO {user}")
-    settings(suite, mariadb.server.url(mariadb.name, user).render_as_string())
+    settings(suite, beside(mariadb))
     try:
         for arguments in (("-n", "2"), ("-n", "2")):
             suite.runpytest_subprocess(*arguments).assert_outcomes(passed=8)
