@@ -30,7 +30,7 @@ class Attempts:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         self._session, self._settings = session, settings
-        self._slices = retry.slices(settings)
+        self._slices = retry.slices(settings, session.least_wait)
         self._retrying = retry.Policy(settings)
 
     def change(

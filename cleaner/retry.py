@@ -1,6 +1,6 @@
 """How often and how long a clean is tried, as one policy of tenacity.
 
-The waits of all attempts together last no longer than ``lock_timeout``: each attempt may wait
+The waits of all attempts together last no longer than ``lock_timeout``: each of the first may wait
 twice as long as the one before, so a short contention costs little, a queue behind our lock
 request stays short, and a leaked session is found early.
 """
@@ -8,6 +8,7 @@ request stays short, and a leaked session is found early.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -16,6 +17,7 @@ from cleaner import waits
 from cleaner.settings import Settings
 
 Result = TypeVar("Result")
+_DOUBLINGS = 4  # of what the first attempt may wait: with more, the first of many have no time
 
 
 class Transient(Exception):  # noqa: N818 -- no error that a caller ever sees
@@ -41,12 +43,26 @@ class Conflict(Transient):
     """A deadlock, a serialization failure, or a row that a concurrent writer slipped in."""
 
 
-def slices(settings: Settings) -> list[int]:
-    """How long each attempt may wait for a lock, in milliseconds; together ``lock_timeout``."""
-    total = settings.lock_timeout * 1000
-    shares = [2**attempt for attempt in range(min(settings.retries, 30))]
-    shares += [shares[-1]] * (settings.retries - len(shares))
-    return [max(1, round(total * share / sum(shares))) for share in shares]
+def slices(settings: Settings, least: int = 1) -> list[int]:
+    """How long each attempt may wait for a lock, in milliseconds; together ``lock_timeout``.
+
+    A server that waits no shorter than ``least`` can have that, or not wait at all: the first
+    attempt is content with nothing, and those after it get whole multiples while there are any.
+    """
+    total = max(1, round(settings.lock_timeout * 1000))
+    shares = [2 ** min(attempt, _DOUBLINGS) for attempt in range(settings.retries)]
+    dues = [round(total * due / sum(shares)) for due in accumulate(shares)]
+    given: list[int] = []
+    left = total
+    for due in dues[:-1]:
+        share = due - (total - left)
+        wait = share - share % least
+        if wait <= 0:
+            wait = least if given else min(share, total % least)
+        given.append(wait if wait <= left else 0)
+        left -= given[-1]
+    # Zero is no limit at all to some servers.
+    return [max(1, wait) for wait in (*given, left)]
 
 
 class Policy:

@@ -20,6 +20,7 @@ from cleaner.dialects.mysql.program import lock_name
 from cleaner.dialects.mysql.session import MySQLSession
 from cleaner.errors import BlockedError, CleanerError
 
+STRESS_SECONDS = float(os.environ.get("CLEANER_STRESS_SECONDS", "1.5"))
 STRATEGIES = ("auto", "delete", "truncate", "replica")
 every = pytest.mark.parametrize("strategy", STRATEGIES)
 ONE = "CREATE TABLE one (id int AUTO_INCREMENT PRIMARY KEY, n int)"
@@ -309,7 +310,7 @@ CREATE TABLE c (id int AUTO_INCREMENT PRIMARY KEY, p int NOT NULL,
 CREATE TABLE s (id int PRIMARY KEY, s int NOT NULL, FOREIGN KEY (s) REFERENCES s (id))"""
     )
     wrong: list[BaseException] = []
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + STRESS_SECONDS
 
     def write(number: int) -> None:
         connection = mariadb.connect(autocommit=False)
@@ -333,14 +334,14 @@ CREATE TABLE s (id int PRIMARY KEY, s int NOT NULL, FOREIGN KEY (s) REFERENCES s
 
     def clean() -> None:
         try:
-            with mariadb.cleaner(strategy=strategy, lock_timeout=20, retries=30) as cleaner:
+            with mariadb.cleaner(strategy=strategy, lock_timeout=20) as cleaner:
                 while time.monotonic() < until:
                     cleaner.clean()
         except BaseException as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
-    threads += [threading.Thread(target=clean) for _ in range(2)]
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    threads += [threading.Thread(target=clean) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

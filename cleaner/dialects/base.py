@@ -51,6 +51,8 @@ class Session(Protocol):
     """
 
     round_trips: int
+    least_wait: int
+    """The shortest time for which the server can wait for a lock, in milliseconds."""
     mutex: threading.RLock
     """Held by whoever asks something of the session; a forked child gets a new one."""
 

@@ -34,6 +34,8 @@ class HeldConnection(Drivers, ABC):
     connection that is made for an AsyncCleaner belongs to the event loop that it was opened in.
     """
 
+    least_wait = 1
+
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
         self.mutex = threading.RLock()

@@ -35,6 +35,8 @@ class GenericConnection:
     asynchronous URL each connection is a new one, since it belongs to an event loop.
     """
 
+    least_wait = 1
+
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
         self.mutex = threading.RLock()

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cleaner import waits
 from cleaner.dialects.base import Done
 from cleaner.dialects.mysql import failures
 from cleaner.dialects.mysql.connection import MySQLConnection, number
-from cleaner.dialects.mysql.flavour import MySQL
-from cleaner.dialects.mysql.program import Job, Program
+from cleaner.dialects.mysql.program import Guards, Job, Program
 from cleaner.retry import Conflict, LockWait, Stale
 from cleaner.spi import ForeignKey, Sequence
 
 _TURN = 0.005  # seconds between two tries to lock tables without waiting
-
-
-class Patience:
-    """Waits in whole seconds, as the server has them, out of slices of milliseconds.
-
-    The slices of one clean grow. What is too short for a second is not waited at all, and added to
-    the next: together they are no longer than all slices are.
-    """
-
-    def __init__(self) -> None:
-        self._last, self._saved = 0, 0
-
-    def seconds(self, wait: int, flavour: MySQL) -> int:
-        """How long the attempt may wait whose slice is ``wait``."""
-        saved = self._saved if wait > self._last else 0
-        seconds = flavour.seconds(saved + wait)
-        self._last, self._saved = wait, max(0, saved + wait - seconds * 1000)
-        return seconds
-
-    def is_over(self) -> None:
-        """The clean has succeeded."""
-        self._last = self._saved = 0
 
 
 def let_go(connection: MySQLConnection) -> None:
@@ -45,6 +22,7 @@ def let_go(connection: MySQLConnection) -> None:
     try:
         connection.execute("ROLLBACK", True)
         connection.execute("UNLOCK TABLES", True)
+        connection.execute("SET SESSION autocommit = 1", True)
         connection.execute("SET SESSION foreign_key_checks = 1", True)
         connection.execute("DO RELEASE_ALL_LOCKS()", True)
     except Exception:
@@ -55,8 +33,8 @@ class Run:
     """One run of ``program``.
 
     ``newest`` is the newest DDL, also of what the run has done itself; ``fits`` tells whether the
-    schema is that of the program if there is newer. With ``fence`` all who are in the middle of
-    using a table that is to be emptied are waited for.
+    schema is that of the program if there is newer. With ``alone`` nobody else may use a table
+    that is to be emptied until it is done: no other session can be in the way then.
     """
 
     def __init__(
@@ -65,18 +43,17 @@ class Run:
         program: Program,
         newest: int,
         fits: Callable[[], bool],
-        fence: bool,
+        alone: bool,
     ) -> None:
         self.connection, self.program = connection, program
-        self.statements: list[str] = []  # to be sent with the next message
-        self.newest, self.fits, self.fence = newest, fits, fence
+        self.newest, self.fits, self.alone = newest, fits, alone
 
-    def clean(self, seconds: int, wait: int) -> Done:
+    def clean(self, wait: int) -> Done:
         """All or nothing, but for what TRUNCATE and ALTER commit by themselves. Waits at most
-        ``seconds`` for a lock, and ``wait`` milliseconds for another clean.
+        ``wait`` milliseconds for a lock: whole seconds of it, as the server has them.
         """
         try:
-            return self._clean(seconds, wait)
+            return self._clean(wait)
         except self.connection.driver_error as error:
             let_go(self.connection)
             raise failures.translate(error, self.program) from error
@@ -84,10 +61,11 @@ class Run:
             let_go(self.connection)
             raise
 
-    def _clean(self, seconds: int, wait: int) -> Done:
+    def _clean(self, wait: int) -> Done:
         program, connection = self.program, self.connection
-        self._seconds, self._deadline = seconds, time.monotonic() + wait / 1000
-        look = program.look(seconds, wait / 1000, self.newest)
+        self._deadline = time.monotonic() + wait / 1000
+        self._seconds = connection.flavour.seconds(wait)
+        look = program.look(self._seconds, wait / 1000, self.newest)
         locked, idle, newest, sizes, held = connection.send(look)[0]
         if locked != 1:
             raise LockWait("another clean of the database is running")
@@ -144,94 +122,81 @@ class Run:
     # -- doing it -------------------------------------------------------------------------
 
     def _work(self) -> None:
-        program, send = self.program, self.connection.send
-        waited = self._wait_for_users()
-        self._delete()
-        truncated = [job.facts.sql for job in self.truncated]
+        program = self.program
+        parents = program.parents
+        gone = {job.table.key for job in self.truncated}
+        emptied = {job.table.key for job in self.emptied}
+        # Whose children must not come back while nothing sees to the foreign keys.
+        unreferred = [key for table in gone for key in parents.get(table, ())]
+        unreferred = [key for key in unreferred if key.child not in gone | emptied]
+        guards = program.unguarded(self.emptied)
+        # For what is of no other session, and after the COMMIT.
+        statements, ends = [f"SET SESSION lock_wait_timeout = {max(1, self._seconds)}"], []
+        if self._lock_tables(guards, unreferred):
+            statements += ["SET SESSION autocommit = 0", *program.emptied(self.emptied)]
+            # A table with a row that came meanwhile is none that needs only its counter put back.
+            came = [program.catalog.facts[key].sql for key in self.cut if key in parents]
+            statements += [f"DELETE FROM {name}" for name in came]
+            # To start a transaction unlocks the tables.
+            ends = ["SET SESSION autocommit = 1", "START TRANSACTION", "COMMIT"]
+        else:
+            statements += program.transaction(self.emptied) if self.emptied else []
+            unreferred = []
+        if guards or unreferred:
+            query = program.check(guards, tuple(unreferred))
+            found = _text(self.connection.send([*statements, query], True)[0][0])
+            self._refuse([*guards, *unreferred], found)
+            statements = []
+        statements.append("COMMIT")
         cut = [program.catalog.facts[key].sql for key in self.cut]
-        if waited and self._children:
-            if self.emptied:  # the transaction has let go of the tables
-                send([*self.statements, "COMMIT"], True)
-                self._lock(self._used)
-                self.statements = []
-            if left := [key for key in self._children if key.child not in self._gone]:
-                self._refuse_referring(left)
-            # One to which a row refers that came meanwhile is no empty table any more.
-            self.statements += [f"DELETE FROM {name}" for name in cut]
-        elif self.emptied:
-            self.statements.append("COMMIT")
-        self.statements += program.truncations([*truncated, *cut])
-        self.statements += [program.put_back(table, at) for table, at in self.altered.items()]
-        if waited:
-            self.statements += ["START TRANSACTION", "COMMIT"]  # which unlocks the tables
-        self.statements += [program.restart(sequence) for sequence in self.restarted]
-        send([*self.statements, "DO RELEASE_ALL_LOCKS()"], True)
+        statements += program.truncations([*(job.facts.sql for job in self.truncated), *cut])
+        statements += [program.put_back(table, at) for table, at in self.altered.items()]
+        statements += ends
+        statements += [program.restart(sequence) for sequence in self.restarted]
+        self.connection.send([*statements, "DO RELEASE_ALL_LOCKS()"], True)
         self.newest += len(self.altered)
 
-    def _wait_for_users(self) -> bool:
-        """Wait for those who use the tables that are to be truncated or altered, while nothing is
-        done; False where this user may not, and each statement has to wait for itself.
+    def _lock_tables(self, guards: Guards, unreferred: Iterable[ForeignKey]) -> bool:
+        """Have the tables for ourselves, if anything is to be done that can't be undone; False
+        where there is no need, or this user may not, and each statement has to wait for itself.
         """
-        facts, relation = self.program.catalog.facts, self.program.catalog.database.relation
-        parents = self.program.parents
-        self._gone = {job.table.key for job in self.truncated}
-        self._children = [
-            key for table in (*self._gone, *self.cut) for key in parents.get(table, ())
-        ]
-        altered = {key for key in facts if relation(key).table in self.altered}
-        tables = {*self._gone, *self.cut, *altered, *(key.child for key in self._children)}
-        self._used = {facts[key].sql for key in tables if key in facts}
-        if self.fence:
-            self._used |= {job.facts.sql for job in self.emptied}
-        if not self._used:
+        program, parents = self.program, self.program.parents
+        facts, relation = program.catalog.facts, program.catalog.database.relation
+        others = {*self.cut, *(key for key in facts if relation(key).table in self.altered)}
+        jobs = [*self.truncated, *self.emptied]
+        if not (others or self.truncated or self.alone):
             return False
-        if self._lock(self._used):
+        others |= {key.child for key in unreferred}
+        if self._lock(program.lock_tables(jobs, others, guards)):
             return True
         for key in [key for key in self.cut if key in parents]:  # ALTER does no harm to children
             self.cut.remove(key)
             self.altered[relation(key).table] = 1
         return False
 
-    def _delete(self) -> None:
-        """Begin the transaction that empties and restores, and look at what it leaves."""
-        program = self.program
-        # For what is of no other session, and after the COMMIT.
-        self.statements = [f"SET SESSION lock_wait_timeout = {max(1, self._seconds)}"]
-        self.statements += program.transaction(self.emptied) if self.emptied else []
-        if guards := program.unguarded(self.emptied):
-            statements = [*self.statements, program.orphans(guards)]
-            found = _text(self.connection.send(statements, True)[0][0])
-            for key, flag in zip(guards, found, strict=True):
-                if flag == "1" and key in program.outside:
-                    raise failures.reaches_outside(program.catalog, key)
-                if flag == "1":
-                    child = program.catalog.database.relation(key.child).name
-                    raise Conflict(f"a row of {child} came while its parents were deleted")
-            self.statements = []
+    def _refuse(self, keys: Iterable[ForeignKey], found: str) -> None:
+        """Raise if a row refers to one that is not there, or soon won't be."""
+        for key, flag in zip(keys, found, strict=True):
+            if flag == "1" and key in self.program.outside:
+                raise failures.reaches_outside(self.program.catalog, key)
+            if flag == "1":
+                child = self.program.catalog.database.relation(key.child).name
+                raise Conflict(f"a row of {child} came while its parents were deleted")
 
-    def _refuse_referring(self, keys: list[ForeignKey]) -> None:
-        """Raise if a row refers to a table that is to be truncated."""
-        truncated = [key for key in keys if key.parent in self._gone]
-        if truncated and "1" in _text(
-            self.connection.send([self.program.referring(truncated)], True)[0][0]
-        ):
-            raise Conflict("a row came that refers to a table which is to be truncated")
-
-    def _lock(self, names: set[str]) -> bool:
-        """Lock the tables; False if this user may not."""
+    def _lock(self, statement: str) -> bool:
+        """Lock tables; False if this user may not."""
         while True:
             try:
-                self.connection.execute(self.program.lock_tables(names), True)
+                self.connection.execute(statement, True)
                 return True
             except self.connection.driver_error as error:
                 if number(error) in failures.DENIED:
                     return False
-                # The server's own purge uses tables, too, for a moment.
-                if (
-                    self._seconds
-                    or time.monotonic() > self._deadline
-                    or not failures.is_wait(error)
-                ):
+                # The server's own purge uses tables, too, for a moment; and who has nothing but
+                # this to wait for can be the one that gives way in a deadlock, and ask again.
+                waited = self._seconds and failures.is_wait(error)
+                over = waited or time.monotonic() > self._deadline
+                if over or failures.passing(error) is None:
                     raise
                 waits.pause(_TURN)
 

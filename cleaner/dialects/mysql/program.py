@@ -5,10 +5,11 @@ is one), in this order:
 
 1. take the database's lock, and find in one query the tables that are not at their baseline, the
    counters that have moved, and whether the schema is still the one that this was written for;
-2. if tables are to be truncated or altered, wait for those who use them, while nothing is done;
+2. if tables are to be truncated or altered, or a writer was in the way before, wait for all who
+   use the tables, while nothing is done, and keep others out until all is done;
 3. in one transaction delete, and put captured rows back; look whether what was deleted without a
    check of foreign keys is referred to by a row that came meanwhile; commit;
-4. truncate and alter, which can't be undone, and give the lock back.
+4. truncate and alter, which can't be undone, and give the locks back.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Ta
 MANY = 1 << 20  # bytes of a table that is rather truncated than deleted from
 REPEATABLE = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 _OFF, _ON = "SET SESSION foreign_key_checks = 0", "SET SESSION foreign_key_checks = 1"
+
+Guards = tuple[ForeignKey, ...]
 
 
 def lock_name(database: str) -> str:
@@ -131,14 +134,24 @@ class Program:
 
     # -- 2. wait --------------------------------------------------------------------------
 
-    def lock_tables(self, names: Iterable[str]) -> str:
-        """Wait for those who use the tables, and keep others out."""
-        return "LOCK TABLES " + ", ".join(f"{name} WRITE" for name in sorted(names))
+    def lock_tables(self, jobs: Iterable[Job], others: Iterable[int], keys: Guards) -> str:
+        """Wait for those who use the tables, and keep others out. What is then done may use the
+        tables of ``jobs``, those with the keys ``others``, and :meth:`check` the ``keys``; no more.
+        """
+        jobs = [*jobs]
+        written = {job.facts.sql for job in jobs}
+        written |= {relation_sql(self.catalog, key) for key in others}
+        locks = [f"{name} WRITE" for name in sorted(written)]
+        locks += [f"{job.facts.captured.copy} READ" for job in jobs if job.facts.captured]
+        for number, key in enumerate(keys):
+            child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
+            locks += [f"{child} c{number} READ", f"{parent} p{number} READ"]
+        return "LOCK TABLES " + ", ".join(locks)
 
     # -- 3. in one transaction ------------------------------------------------------------
 
     def transaction(self, jobs: Iterable[Job]) -> Iterator[str]:
-        """Begin it, and empty or restore the tables; foreign keys are checked after it again."""
+        """Begin it, and empty or restore the tables, which others may use meanwhile."""
         jobs = [*jobs]
         yield REPEATABLE  # whoever inserts into what was deleted from waits for us
         yield "START TRANSACTION"
@@ -146,6 +159,10 @@ class Program:
         # we want. By no index, in which rows would lie in another order than the one of DELETE.
         for job in reversed(jobs if len(jobs) > 1 else []):
             yield f"SELECT COUNT(*) INTO @cleaner_rows FROM {job.facts.sql} USE INDEX () FOR UPDATE"
+        yield from self.emptied(jobs)
+
+    def emptied(self, jobs: Iterable[Job]) -> Iterator[str]:
+        """Empty or restore the tables; foreign keys are checked after it again."""
         unchecked = False
         for job in jobs:
             off = job.unchecked or job.facts.captured is not None
@@ -161,7 +178,7 @@ class Program:
         if unchecked:
             yield _ON
 
-    def unguarded(self, jobs: Iterable[Job]) -> tuple[ForeignKey, ...]:
+    def unguarded(self, jobs: Iterable[Job]) -> Guards:
         """The foreign keys that the server did not see to when those tables were emptied."""
         changed, restored = set(), set()
         for job in jobs:
@@ -171,30 +188,27 @@ class Program:
                 changed.add(job.table.key)
         return tuple(k for k in self.keys if k.parent in changed or k.child in restored)
 
-    def orphans(self, keys: Iterable[ForeignKey]) -> str:
-        """A query: a digit for each of the keys, 1 if a row refers to one that is not there."""
-        return f"SELECT CONCAT({', '.join(map(self._orphan, keys))})"
-
-    def _orphan(self, key: ForeignKey) -> str:
-        child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
-        pairs = list(zip(key.columns, key.referred, strict=True))
-        joined = " AND ".join(f"c.{quote(column)} = p.{quote(to)}" for column, to in pairs)
-        given = " AND ".join(f"c.{quote(column)} IS NOT NULL" for column, _ in pairs)
-        return (
-            f"EXISTS (SELECT 1 FROM {child} c LEFT JOIN {parent} p ON {joined}"
-            f" WHERE {given} AND p.{quote(pairs[0][1])} IS NULL LOCK IN SHARE MODE)"
-        )
-
-    def referring(self, keys: Iterable[ForeignKey]) -> str:
-        """A query: a digit for each of the keys, 1 if any row refers by it; the children are locked
-        by :meth:`lock_tables`, or empty.
+    def check(self, keys: Guards, unreferred: Guards = ()) -> str:
+        """A query: a digit for each of the ``keys``, 1 if a row refers to one that is not there,
+        then one for each of ``unreferred``, 1 if any row refers by it.
         """
-        looks = []
-        for key in keys:
+        looks = [self._orphan(number, key) for number, key in enumerate(keys)]
+        for key in unreferred:
             given = " AND ".join(f"{quote(column)} IS NOT NULL" for column in key.columns)
             child = relation_sql(self.catalog, key.child)
             looks.append(f"EXISTS (SELECT 1 FROM {child} WHERE {given})")
         return f"SELECT CONCAT({', '.join(looks)})"
+
+    def _orphan(self, number: int, key: ForeignKey) -> str:
+        child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
+        c, p = f"c{number}", f"p{number}"  # LOCK TABLES takes no alias twice
+        pairs = list(zip(key.columns, key.referred, strict=True))
+        joined = " AND ".join(f"{c}.{quote(column)} = {p}.{quote(to)}" for column, to in pairs)
+        given = " AND ".join(f"{c}.{quote(column)} IS NOT NULL" for column, _ in pairs)
+        return (
+            f"EXISTS (SELECT 1 FROM {child} {c} LEFT JOIN {parent} {p} ON {joined}"
+            f" WHERE {given} AND {p}.{quote(pairs[0][1])} IS NULL LOCK IN SHARE MODE)"
+        )
 
     # -- 4. what can't be undone ----------------------------------------------------------
 
@@ -224,7 +238,7 @@ class Program:
             lines += ["-- 3. of these, what was found to be needed"]
             lines += [f"{statement};" for statement in rows]
             if keys := self.unguarded(self.looked_at):
-                lines.append(f"{self.orphans(keys)};")
+                lines.append(f"{self.check(keys)};")
             lines.append("COMMIT;")
         lines.append("-- 4. of these, what was found to be needed; each commits by itself")
         lasting = [

@@ -11,7 +11,7 @@ from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.looked import Looked
 from cleaner.dialects.mysql import activity, capture, failures
 from cleaner.dialects.mysql.catalog import Catalog, parse
-from cleaner.dialects.mysql.cleaning import Patience, Run
+from cleaner.dialects.mysql.cleaning import Run
 from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.description import describe
 from cleaner.dialects.mysql.differences import differences
@@ -27,11 +27,12 @@ from cleaner.spi import Database, Plan, Relation, Target
 class MySQLSession(Looked[Catalog], MySQLConnection):
     """See :class:`cleaner.dialects.base.Session`."""
 
+    least_wait = 1000
+
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         # The newest DDL with which the schema was known to be that of a fingerprint.
         self._newest_ddl: dict[str, int] = {}
         self._marked = ("", "")  # the last fingerprint that was found, and its mark
-        self._patience = Patience()
         self._met_conflict = False  # in the last try
         super().__init__(source, guard, lock_timeout)
 
@@ -75,15 +76,14 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
             return True
 
         newest = self._newest_ddl.get(fingerprint, -1)
-        run = Run(self, program, newest, fits, fence=self._met_conflict)
+        run = Run(self, program, newest, fits, alone=self._met_conflict)
         try:
-            done = run.clean(self._patience.seconds(wait, self.flavour), wait)
+            done = run.clean(wait)
         except Conflict:
             self._met_conflict = True
             raise
         self._met_conflict = False
         self._newest_ddl = {fingerprint: run.newest}
-        self._patience.is_over()
         return done
 
     # -- baselines ------------------------------------------------------------------------
