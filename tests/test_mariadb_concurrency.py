@@ -354,6 +354,102 @@ CREATE TABLE s (id int PRIMARY KEY, s int NOT NULL, FOREIGN KEY (s) REFERENCES s
         cleaner.verify()
 
 
+def test_the_report_names_what_an_attempt_did_that_did_not_come_to_its_end(
+    mariadb: MariaDatabase,
+) -> None:
+    mariadb.execute(f"{PLAIN}; CREATE SEQUENCE numbers; INSERT INTO one VALUES (1, 1)")
+    with mariadb.cleaner(lock_timeout=20) as cleaner, mariadb.transaction() as cursor:
+        cursor.execute("SELECT NEXTVAL(numbers)")
+        timer = threading.Timer(1.5, cursor.connection.commit)
+        timer.start()
+        report = cleaner.clean()
+        timer.join()
+        assert report.attempts > 1
+        assert (report.tables, report.sequences) == (("one",), ("numbers",))
+
+
+def test_after_a_conflict_all_kinds_of_tables_are_cleaned_as_ever(mariadb: MariaDatabase) -> None:
+    mariadb.execute(
+        """CREATE TABLE seed (id int AUTO_INCREMENT PRIMARY KEY, n int);
+CREATE TABLE child (id int AUTO_INCREMENT PRIMARY KEY, seed int,
+    FOREIGN KEY (seed) REFERENCES seed (id) ON DELETE CASCADE);
+CREATE TABLE fired (id char(36) PRIMARY KEY, seed int, child int,
+    FOREIGN KEY (seed) REFERENCES seed (id) ON DELETE SET NULL,
+    FOREIGN KEY (child) REFERENCES child (id));
+CREATE TABLE log (id int AUTO_INCREMENT PRIMARY KEY);
+CREATE TRIGGER fires AFTER DELETE ON fired FOR EACH ROW INSERT INTO log VALUES ();
+CREATE TABLE versioned (id int AUTO_INCREMENT PRIMARY KEY) WITH SYSTEM VERSIONING;
+CREATE TABLE plain (id int AUTO_INCREMENT PRIMARY KEY) ENGINE = MyISAM;
+CREATE TABLE one (id int PRIMARY KEY, other int);
+CREATE TABLE other (id int PRIMARY KEY, one int, FOREIGN KEY (one) REFERENCES one (id));
+ALTER TABLE one ADD FOREIGN KEY (other) REFERENCES other (id);
+CREATE SEQUENCE numbers;
+CREATE TABLE kept (id int AUTO_INCREMENT PRIMARY KEY, child int,
+    FOREIGN KEY (child) REFERENCES child (id));
+INSERT INTO seed (n) VALUES (1), (2)"""
+    )
+    with mariadb.cleaner(exclude=["kept"]) as cleaner:
+        cleaner.capture()
+        session: Any = cleaner._session
+        for writes in (True, True, False):
+            if writes:
+                mariadb.execute(
+                    """INSERT INTO seed (n) VALUES (3);
+UPDATE seed SET n = 5;
+INSERT INTO child (seed) VALUES (1);
+INSERT INTO fired VALUES (UUID(), 1, 1);
+INSERT INTO versioned VALUES ();
+INSERT INTO plain VALUES ();
+INSERT INTO one VALUES (1, NULL);
+INSERT INTO other VALUES (1, 1);
+UPDATE one SET other = 1;
+SELECT NEXTVAL(numbers)"""
+                )
+            session._met_conflict = True
+            report = cleaner.clean()
+            assert report.attempts == 1
+            cleaner.verify()
+            state = "@@autocommit, @@foreign_key_checks, @@in_transaction"
+            assert session.execute(f"SELECT {state}") == [(1, 1, 0)]
+            mariadb.execute("INSERT INTO kept VALUES (); DELETE FROM kept")
+
+
+def test_after_a_conflict_a_sequence_alone_is_put_back(mariadb: MariaDatabase) -> None:
+    mariadb.execute("CREATE SEQUENCE numbers; CREATE TABLE plain (id int PRIMARY KEY)")
+    with mariadb.cleaner() as cleaner:
+        cleaner.clean()
+        mariadb.execute("SELECT NEXTVAL(numbers)")
+        session: Any = cleaner._session
+        session._met_conflict = True
+        assert cleaner.clean().sequences == ("numbers",)
+
+
+def test_a_row_that_comes_in_the_middle_of_a_clean_after_a_conflict_goes_too(
+    mariadb: MariaDatabase,
+) -> None:
+    mariadb.execute(
+        """CREATE TABLE one (id int PRIMARY KEY, other int);
+CREATE TABLE other (id int PRIMARY KEY, one int, FOREIGN KEY (one) REFERENCES one (id));
+ALTER TABLE one ADD FOREIGN KEY (other) REFERENCES other (id);
+INSERT INTO one VALUES (1, NULL)"""
+    )
+    with mariadb.cleaner(retries=1) as cleaner:
+        cleaner.clean()
+        mariadb.execute("INSERT INTO one VALUES (1, NULL)")
+        session: Any = cleaner._session
+        session._met_conflict = True
+        execute = session.execute
+
+        def interrupted(sql: str, *args: Any) -> Any:
+            if sql.startswith("LOCK TABLES"):  # it has looked, and found `other` to be empty
+                mariadb.execute("INSERT INTO other VALUES (1, 1)")
+            return execute(sql, *args)
+
+        session.execute = interrupted
+        cleaner.clean()
+        cleaner.verify()
+
+
 def test_an_ordinary_clean_takes_few_round_trips(mariadb: MariaDatabase) -> None:
     for i in range(40):
         mariadb.execute(f"CREATE TABLE t{i} (id int AUTO_INCREMENT PRIMARY KEY)")

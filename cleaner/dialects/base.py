@@ -25,6 +25,20 @@ class Done:
     refreshed: tuple[str, ...]
     ended: tuple[Blocker, ...] = ()
 
+    def after(self, earlier: Done) -> Done:
+        """This, and what an attempt before it had done that did not come to its end."""
+
+        def both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys((*one, *other)))
+
+        return Done(
+            tables=both(earlier.tables, self.tables),
+            truncated=both(earlier.truncated, self.truncated),
+            sequences=both(earlier.sequences, self.sequences),
+            refreshed=both(earlier.refreshed, self.refreshed),
+            ended=(*earlier.ended, *self.ended),
+        )
+
 
 @dataclass(frozen=True)
 class Health:

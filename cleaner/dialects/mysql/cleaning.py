@@ -12,8 +12,9 @@ from cleaner.dialects.mysql import failures
 from cleaner.dialects.mysql.connection import MySQLConnection, number
 from cleaner.dialects.mysql.program import Guards, Job, Program
 from cleaner.retry import Conflict, LockWait, Stale
-from cleaner.spi import ForeignKey, Sequence
+from cleaner.spi import ForeignKey
 
+NOTHING = Done((), (), (), ())
 _TURN = 0.005  # seconds between two tries to lock tables without waiting
 
 
@@ -34,7 +35,8 @@ class Run:
 
     ``newest`` is the newest DDL, also of what the run has done itself; ``fits`` tells whether the
     schema is that of the program if there is newer. With ``alone`` nobody else may use a table
-    that is to be emptied until it is done: no other session can be in the way then.
+    that is to be emptied until it is done: no other session can be in the way then. ``done`` is
+    what has been done, also where the run fails in the middle of what it can't undo.
     """
 
     def __init__(
@@ -47,13 +49,14 @@ class Run:
     ) -> None:
         self.connection, self.program = connection, program
         self.newest, self.fits, self.alone = newest, fits, alone
+        self.done = NOTHING
 
-    def clean(self, wait: int) -> Done:
+    def clean(self, wait: int) -> None:
         """All or nothing, but for what TRUNCATE and ALTER commit by themselves. Waits at most
         ``wait`` milliseconds for a lock: whole seconds of it, as the server has them.
         """
         try:
-            return self._clean(wait)
+            self._clean(wait)
         except self.connection.driver_error as error:
             let_go(self.connection)
             raise failures.translate(error, self.program) from error
@@ -61,11 +64,11 @@ class Run:
             let_go(self.connection)
             raise
 
-    def _clean(self, wait: int) -> Done:
+    def _clean(self, wait: int) -> None:
         program, connection = self.program, self.connection
         self._deadline = time.monotonic() + wait / 1000
         self._seconds = connection.flavour.seconds(wait)
-        look = program.look(self._seconds, wait / 1000, self.newest)
+        look = program.look(self._seconds, wait / 1000, self.newest, apart=self.alone)
         locked, idle, newest, sizes, held = connection.send(look)[0]
         if locked != 1:
             raise LockWait("another clean of the database is running")
@@ -73,41 +76,43 @@ class Run:
             raise Stale
         self.newest = int(newest)
         if idle == 1:
-            return Done((), (), (), ())
+            return
         self._decide(_text(held), _text(sizes))
         self._work()
-        return self._done()
 
     # -- what is to be done ---------------------------------------------------------------
 
     def _decide(self, held: str, sizes: str) -> None:
         program = self.program
-        found = dict(zip(program.looked_at, held, strict=False))
+        digits = zip(program.looked_at, held, strict=False)
+        self.found = {job.table.key for job, digit in digits if digit == "1"}
+        self.found |= {job.table.key for job in program.jobs if job.truncate}
         counters, big = _sizes(sizes)
+        moved = {
+            table: sequence
+            for table, sequence in program.counters.items()
+            if counters.get(table, 1) != program.position(table)
+        }
+        self.moved = [*moved.values()]
+        chosen = self.found
+        if self.alone:  # and where a row may have come since that was looked up
+            chosen = program.reached(chosen.union(-sequence.key for sequence in self.moved))
         self.emptied: list[Job] = []
         self.truncated: list[Job] = []
-        for job in program.jobs:
-            if job.truncate or not job.facts.transactional:
-                if job.truncate or found[job] == "1":
-                    self.truncated.append(job)
-            elif found[job] == "1":
-                chosen = job.may_truncate and job.table.table in big
-                (self.truncated if chosen else self.emptied).append(job)
+        for job in (job for job in program.jobs if job.table.key in chosen):
+            cannot = job.truncate or not job.facts.transactional
+            rather = job.may_truncate and job.table.table in big
+            (self.truncated if cannot or rather else self.emptied).append(job)
         gone = {job.table.table for job in self.truncated}
         self.altered: dict[str, int] = {}  # by table, the AUTO_INCREMENT to set
         self.cut: list[int] = []  # tables that are empty then, to be truncated for their counters
-        self.moved: list[Sequence] = []
-        for table, sequence in program.counters.items():
-            now, position = counters.get(table, 1), program.position(table)
-            if now != position:
-                self.moved.append(sequence)
-                if table in gone:
-                    continue
-                key, facts = -sequence.key, program.catalog.facts[-sequence.key]
-                if position == 1 and not (facts.versioned or facts.captured):
-                    self.cut.append(key)
-                else:
-                    self.altered[table] = position
+        for table in moved.keys() - gone:
+            key, position = -moved[table].key, program.position(table)
+            facts = program.catalog.facts[key]
+            if position == 1 and not (facts.versioned or facts.captured):
+                self.cut.append(key)
+            else:
+                self.altered[table] = position
         for job in self.truncated:  # TRUNCATE puts back what is to go on, too
             table = job.table.table
             goes_on = job.facts.auto_increment and table not in program.counters
@@ -129,10 +134,10 @@ class Run:
         # Whose children must not come back while nothing sees to the foreign keys.
         unreferred = [key for table in gone for key in parents.get(table, ())]
         unreferred = [key for key in unreferred if key.child not in gone | emptied]
-        guards = program.unguarded(self.emptied)
+        guards = tuple(key for key in program.unguarded(self.emptied) if key.child not in gone)
         # For what is of no other session, and after the COMMIT.
         statements, ends = [f"SET SESSION lock_wait_timeout = {max(1, self._seconds)}"], []
-        if self._lock_tables(guards, unreferred):
+        if self._lock_tables(guards):
             statements += ["SET SESSION autocommit = 0", *program.emptied(self.emptied)]
             # A table with a row that came meanwhile is none that needs only its counter put back.
             came = [program.catalog.facts[key].sql for key in self.cut if key in parents]
@@ -153,10 +158,11 @@ class Run:
         statements += [program.put_back(table, at) for table, at in self.altered.items()]
         statements += ends
         statements += [program.restart(sequence) for sequence in self.restarted]
+        self.done = self._done()
         self.connection.send([*statements, "DO RELEASE_ALL_LOCKS()"], True)
         self.newest += len(self.altered)
 
-    def _lock_tables(self, guards: Guards, unreferred: Iterable[ForeignKey]) -> bool:
+    def _lock_tables(self, guards: Guards) -> bool:
         """Have the tables for ourselves, if anything is to be done that can't be undone; False
         where there is no need, or this user may not, and each statement has to wait for itself.
         """
@@ -164,9 +170,11 @@ class Run:
         facts, relation = program.catalog.facts, program.catalog.database.relation
         others = {*self.cut, *(key for key in facts if relation(key).table in self.altered)}
         jobs = [*self.truncated, *self.emptied]
-        if not (others or self.truncated or self.alone):
+        if not (others or self.truncated or (jobs and self.alone)):
             return False
-        others |= {key.child for key in unreferred}
+        # Who inserts into a child locks a row of its parent, and that is no use of the table.
+        emptied = {*self.cut, *(job.table.key for job in jobs)}
+        others |= {key.child for table in emptied for key in parents.get(table, ())}
         if self._lock(program.lock_tables(jobs, others, guards)):
             return True
         for key in [key for key in self.cut if key in parents]:  # ALTER does no harm to children
@@ -200,13 +208,12 @@ class Run:
                     raise
                 waits.pause(_TURN)
 
-    # -- what was done --------------------------------------------------------------------
+    # -- what is done ---------------------------------------------------------------------
 
     def _done(self) -> Done:
-        touched = {job.table.key for job in (*self.emptied, *self.truncated)}
         moved = {sequence.key for sequence in (*self.moved, *self.restarted)}
         return Done(
-            tables=tuple(t.name for t in self.program.tables if t.key in touched),
+            tables=tuple(t.name for t in self.program.tables if t.key in self.found),
             truncated=tuple(job.table.name for job in self.truncated),
             sequences=tuple(s.name for s in self.program.sequences if s.key in moved),
             refreshed=(),

@@ -90,18 +90,32 @@ class Program:
                 found.setdefault(key.parent, []).append(key)
         return {parent: tuple(keys) for parent, keys in found.items()}
 
+    def reached(self, keys: Iterable[int]) -> set[int]:
+        """Those tables, and all that refer to one of them, directly or by others."""
+        found: set[int] = set()
+        ahead = [*keys]
+        while ahead:
+            table = ahead.pop()
+            if table not in found:
+                found.add(table)
+                ahead += [key.child for key in self.parents.get(table, ())]
+        return found
+
     # -- 1. look --------------------------------------------------------------------------
 
-    def look(self, seconds: int, patience: float, newest: int) -> list[str]:
+    def look(self, seconds: int, patience: float, newest: int, apart: bool = False) -> list[str]:
         """Take the lock and look; gives the lock back where there is nothing to do. The answer:
         had the lock, gave it back, the newest DDL, counters and sizes, and a digit for each table
         and sequence that was looked at.
+
+        All in one statement is faster, but locks the rows that it has found while it waits for
+        others. Looked at ``apart`` it does not, and what is captured is said to have changed.
         """
         name = literal(lock_name(self.catalog.database.name))
         return [
             f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}",
             f"SET @cleaner_lock = GET_LOCK({name}, {patience:.3f})",
-            self._look,
+            *(self._looks_apart if apart else [self._look(self._looks)]),
             f"SET @cleaner_idle = IF(@cleaner_newest = {newest} AND NOT LOCATE('1', @cleaner_held)"
             f" AND @cleaner_sizes IS NULL AND {int(self.can_be_idle)}, RELEASE_LOCK({name}), 0)",
             "SELECT @cleaner_lock, @cleaner_idle, @cleaner_newest, @cleaner_sizes, @cleaner_held",
@@ -113,9 +127,23 @@ class Program:
         return len(self.looked_at) == len(self.jobs) and not self.catalog.positions
 
     @cached_property
-    def _look(self) -> str:
+    def _looks(self) -> list[str]:
         looks = [job.facts.looks for job in self.looked_at]
-        looks += [self._has_moved(sequence) for sequence in self.real_sequences]
+        return looks + [self._has_moved(sequence) for sequence in self.real_sequences]
+
+    @property
+    def _looks_apart(self) -> Iterator[str]:
+        found = []
+        for number, look in enumerate(self._looks):
+            captured = number < len(self.looked_at) and self.looked_at[number].facts.captured
+            if captured:  # to compare the rows takes many locks: it is restored anyway
+                found.append("1")
+            else:
+                found.append(f"@cleaner_{number}")
+                yield f"SET @cleaner_{number} = {look}"
+        yield self._look(found)
+
+    def _look(self, looks: list[str]) -> str:
         held = f"CONCAT(\n    {f',{chr(10)}    '.join(looks)})" if looks else "''"
         big = f"DATA_LENGTH >= {MANY}"
         return (

@@ -11,7 +11,7 @@ from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.looked import Looked
 from cleaner.dialects.mysql import activity, capture, failures
 from cleaner.dialects.mysql.catalog import Catalog, parse
-from cleaner.dialects.mysql.cleaning import Run
+from cleaner.dialects.mysql.cleaning import NOTHING, Run
 from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.description import describe
 from cleaner.dialects.mysql.differences import differences
@@ -20,7 +20,7 @@ from cleaner.dialects.mysql.program import Program, compile_plan
 from cleaner.dialects.mysql.sql import account
 from cleaner.difference import Diff
 from cleaner.errors import Blocker, StrategyRefusedError
-from cleaner.retry import Conflict, Stale
+from cleaner.retry import Conflict, Stale, Transient
 from cleaner.spi import Database, Plan, Relation, Target
 
 
@@ -34,6 +34,7 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         self._newest_ddl: dict[str, int] = {}
         self._marked = ("", "")  # the last fingerprint that was found, and its mark
         self._met_conflict = False  # in the last try
+        self._begun = NOTHING  # what tries have done since the last that came to its end
         super().__init__(source, guard, lock_timeout)
 
     def _vanished(self) -> None:
@@ -78,11 +79,13 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         newest = self._newest_ddl.get(fingerprint, -1)
         run = Run(self, program, newest, fits, alone=self._met_conflict)
         try:
-            done = run.clean(wait)
-        except Conflict:
-            self._met_conflict = True
+            run.clean(wait)
+        except Transient as failed:
+            self._met_conflict |= isinstance(failed, Conflict)
+            self._begun = run.done.after(self._begun)
             raise
-        self._met_conflict = False
+        done = run.done.after(self._begun)
+        self._met_conflict, self._begun = False, NOTHING
         self._newest_ddl = {fingerprint: run.newest}
         return done
 
