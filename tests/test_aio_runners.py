@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import URL
 from support.database import Database
 from support.drivers import ASYNC, url_for
+from support.projects import only
 
 from cleaner import AsyncCleaner
 from cleaner.errors import SettingsError
@@ -58,22 +59,26 @@ RUNNERS = {
     "pytest-asyncio, a loop per test": (
         ASYNCIO,
         "",
-        ["-p", "no:anyio", "-o", "asyncio_default_fixture_loop_scope=function"],
+        "asyncio",
+        ["-o", "asyncio_default_fixture_loop_scope=function", "-o", "asyncio_mode=auto"],
     ),
     "pytest-asyncio, a loop per session": (
         'pytest.mark.asyncio(loop_scope="session")',
         "",
-        ["-p", "no:anyio", "-o", "asyncio_default_fixture_loop_scope=session"],
+        "asyncio",
+        ["-o", "asyncio_default_fixture_loop_scope=session", "-o", "asyncio_mode=auto"],
     ),
     "anyio": (
         "pytest.mark.anyio",
         "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n",
-        ["-p", "no:asyncio"],
+        "anyio",
+        [],
     ),
     "anyio, a loop per session": (
         "pytest.mark.anyio",
         "@pytest.fixture(scope='session')\ndef anyio_backend():\n    return 'asyncio'\n",
-        ["-p", "no:asyncio"],
+        "anyio",
+        [],
     ),
 }
 
@@ -87,15 +92,18 @@ def url(request: pytest.FixtureRequest, database: Database) -> URL:
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("worker_database", ["embedded"], indirect=True)
 def test_a_cleaner_of_the_session_serves_every_loop_without_a_warning(
-    pytester: pytest.Pytester, url: URL, runner: str, database: Database
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    url: URL,
+    runner: str,
+    database: Database,
 ) -> None:
-    mark, extra, options = RUNNERS[runner]
+    mark, extra, plugin, options = RUNNERS[runner]
     pytester.makepyfile(models=MODELS)
     test = TESTS.format(mark=mark, extra=extra, url=url.render_as_string(hide_password=False))
     pytester.makepyfile(test_users=test)
-    if "no:anyio" in options:
-        options = [*options, "-o", "asyncio_mode=auto"]
-    done = pytester.runpytest_subprocess("-W", "error", "-p", "no:xdist", *options)
+    monkeypatch.setenv("PYTEST_ADDOPTS", only({"cleaner", plugin}))
+    done = pytester.runpytest_subprocess("-W", "error", *options)
     done.assert_outcomes(passed=5)
     done.stderr.no_fnmatch_line("*Warning*")
     done.stderr.no_fnmatch_line("*Traceback*")

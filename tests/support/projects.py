@@ -56,16 +56,21 @@ PLUGINS = {"cleaner", "rerunfailures", "xdist"}  # others are slow, and would ha
 Run = Callable[..., pytest.RunResult]
 
 
+def only(plugins: set[str]) -> str:
+    """The options with which pytest loads no others of those that are installed."""
+    others = {entry.name for entry in entry_points(group="pytest11")} - plugins
+    return " ".join(f"-p no:{name}" for name in sorted({*others, "cacheprovider"}))
+
+
 def environment() -> dict[str, str]:
     """Ours, without what the run around has set, and with the plug-ins that a suite wants."""
-    others = {entry.name for entry in entry_points(group="pytest11")} - PLUGINS
     return {
         **{
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PYTEST_", "CLEANER_", "COV_"))
         },
-        "PYTEST_ADDOPTS": " ".join(f"-p no:{name}" for name in sorted({*others, "cacheprovider"})),
+        "PYTEST_ADDOPTS": only(PLUGINS),
     }
 
 
