@@ -583,6 +583,30 @@ def test_without_createdb_there_is_a_lease_for_each_provisioned_database_and_the
     heir.release()
 
 
+def test_a_plain_role_drops_what_autovacuum_is_at_work_on() -> None:
+    """FORCE is refused then."""
+    with (
+        EmbeddedPostgres(options={"autovacuum_naptime": "1"}) as server,
+        closing(Own(server.url())) as own,
+    ):
+        own.pool().rows()  # the control database is a superuser's
+        pool = own.pool(own.role("CREATEDB"))
+        lease = pool.lease("gw0")
+        prepare(lease, pool.template("one", build))
+        slow = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
+        own.inside(
+            lease.database,
+            f"CREATE TABLE busy (n) WITH ({slow}, autovacuum_vacuum_threshold = 1)"
+            " AS SELECT generate_series(1, 200000); DELETE FROM busy WHERE n % 2 = 0",
+        )
+        there = f"SELECT pid FROM pg_stat_activity WHERE datname = '{lease.database}'"
+        until(lambda: own.run(f"{there} AND backend_type = 'autovacuum worker'"), "it comes")
+        with connect(lease.url):
+            cut(own, lease)
+            pool.sweep()
+            assert lease.database not in own.databases()
+
+
 @on_embedded
 def test_a_sweep_leaves_what_cannot_be_dropped_and_drops_it_when_it_can(
     own: Own, workers: Workers

@@ -147,8 +147,23 @@ class Databases(PostgresConnection):
                 continue
             if found.is_template:
                 self.execute(f"ALTER DATABASE {quote(found.name)} IS_TEMPLATE false")
-            self.execute(f"DROP DATABASE IF EXISTS {quote(found.name)} WITH (FORCE)")
+            self._drop_with_sessions(found.name)
         return not self.exists(name)
+
+    def _drop_with_sessions(self, name: str) -> None:
+        drop = f"DROP DATABASE IF EXISTS {quote(name)}"
+        try:
+            self.execute(f"{drop} WITH (FORCE)")
+        except self.driver_error as error:
+            if sqlstate(error) != "42501":
+                raise
+            # FORCE wants the right to end autovacuum's workers, too, which a plain role has not,
+            # and without it the server ends them for whoever drops.
+            self.execute(
+                f"""SELECT pg_catalog.pg_terminate_backend(pid, 5000)
+  FROM pg_catalog.pg_stat_activity WHERE datname = {literal(name)} AND usesysid IS NOT NULL"""
+            )
+            self.execute(drop)
 
     def clones(self, database: str, template: str) -> Clones:
         """To make ``database`` anew from ``template``, or the other way round."""
