@@ -83,7 +83,8 @@ class Attempts:
             try:
                 return work(self._slices[attempts - 1])
             except retry.LockWait as wait:
-                in_the_way(wait, attempts == len(self._slices))
+                # Without time left another attempt could only fail again.
+                in_the_way(wait, max(self._slices[attempts:], default=0) <= 1)
                 raise
 
         try:

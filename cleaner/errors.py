@@ -135,7 +135,7 @@ class BlockedError(CleanerError):
         idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
         return cls(
             f"{work} waited {seconds:g} s for a lock, held by "
-            + ("; ".join(map(str, blockers)) or "a session that has gone since"),
+            + ("; ".join(map(str, blockers)) or "a session that has gone since, or can't be seen"),
             "a session of the test, or of the application, was left open in a transaction"
             if idle
             else "another session is at work on the same tables",

@@ -301,3 +301,37 @@ def test_random_histories(mariadb: MariaDatabase, strategy: str) -> None:
             assert state() == before
             assert (mariadb.counter("role"), mariadb.counter("member")) == (53, 81)
             cleaner.verify()
+
+
+@every
+def test_a_captured_table_may_take_its_numbers_from_a_sequence(
+    mariadb: MariaDatabase, strategy: str
+) -> None:
+    mariadb.execute(
+        """CREATE SEQUENCE numbers;
+CREATE TABLE seed (id int DEFAULT NEXTVAL(numbers) PRIMARY KEY, n int AUTO_INCREMENT UNIQUE);
+INSERT INTO seed (n) VALUES (1)"""
+    )
+    with mariadb.cleaner(strategy=strategy) as cleaner:
+        cleaner.capture()
+        mariadb.execute("INSERT INTO seed (n) VALUES (5)")
+        cleaner.clean()
+        cleaner.verify()
+        mariadb.execute("INSERT INTO seed (n) VALUES (NULL)")
+        assert mariadb.execute("SELECT * FROM seed ORDER BY id") == [(1, 1), (2, 2)]
+
+
+@every
+def test_captured_rows_whose_excluded_parents_are_gone_are_no_orphans_then(
+    mariadb: MariaDatabase, strategy: str
+) -> None:
+    mariadb.execute(ROLES)
+    mariadb.execute("INSERT INTO member (role) VALUES (1), (2)")
+    with mariadb.cleaner(strategy=strategy, exclude=["role"]) as cleaner:
+        cleaner.capture()
+        mariadb.execute("DELETE FROM role WHERE id = 2")
+        with pytest.raises(ExcludedTableError, match="rows of role that are gone"):
+            cleaner.clean()
+        mariadb.execute("INSERT INTO role VALUES (2, 'guest', 1)")
+        cleaner.clean()
+        assert mariadb.execute("SELECT id, role FROM member ORDER BY id") == [(1, 1), (2, 2)]

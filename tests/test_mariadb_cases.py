@@ -254,9 +254,42 @@ INSERT INTO child VALUES (1)"""
     cleaned(mariadb, "auto", "watched", "child")
 
 
+def test_a_parent_of_a_table_that_has_to_be_truncated_goes_with_it(mariadb: MariaDatabase) -> None:
+    mariadb.execute(
+        """CREATE TABLE parent (id int AUTO_INCREMENT PRIMARY KEY);
+CREATE TABLE log (id int);
+CREATE TABLE child (id int, parent int NOT NULL, FOREIGN KEY (parent) REFERENCES parent (id));
+CREATE TRIGGER fires AFTER DELETE ON child FOR EACH ROW INSERT INTO log VALUES (1);
+INSERT INTO parent VALUES ();
+INSERT INTO child VALUES (1, 1)"""
+    )
+    cleaned(mariadb, "auto", "parent", "child")
+    assert mariadb.count("log") == 0
+
+
 # -- names ------------------------------------------------------------------------------------
 
 ODD = ("Mixed Case", "order", "a.b", "back`tick", "quo'te", "back\\slash", "naïve ☃", "per%cent")
+
+
+@every
+def test_a_table_may_be_called_like_anything_that_a_statement_calls_it(
+    mariadb: MariaDatabase, strategy: str
+) -> None:
+    names = ("c", "p", "t", "c0", "p0", "c1", "p1", "b")
+    for name in names:
+        mariadb.execute(
+            f"""CREATE TABLE {name} (id int AUTO_INCREMENT PRIMARY KEY, {name} int,
+    FOREIGN KEY ({name}) REFERENCES {name} (id));
+INSERT INTO {name} VALUES (1, 1)"""
+        )
+    with mariadb.cleaner(strategy=strategy) as cleaner:
+        cleaner.capture(tables=["c", "p0", "t"])
+        for name in names:
+            mariadb.execute(f"INSERT INTO {name} VALUES (5, 5)")
+        cleaner.clean()
+        cleaner.verify()
+        assert [mariadb.count(name) for name in names] == [1, 0, 1, 0, 1, 0, 0, 0]
 
 
 @every

@@ -18,7 +18,7 @@ from support.mariadb import MariaDatabase
 from cleaner import Cleaner
 from cleaner.dialects.mysql.program import lock_name
 from cleaner.dialects.mysql.session import MySQLSession
-from cleaner.errors import BlockedError, CleanerError
+from cleaner.errors import BlockedError, CleanerError, ExcludedTableError
 
 STRESS_SECONDS = float(os.environ.get("CLEANER_STRESS_SECONDS", "1.5"))
 STRATEGIES = ("auto", "delete", "truncate", "replica")
@@ -354,6 +354,51 @@ CREATE TABLE s (id int PRIMARY KEY, s int NOT NULL, FOREIGN KEY (s) REFERENCES s
         cleaner.verify()
 
 
+def meanwhile(cleaner: Cleaner, statements: str, mariadb: MariaDatabase) -> list[str]:
+    """Have these run when it has looked, and locks tables; returns what it sends from now on."""
+    session: Any = cleaner._session
+    execute, sent = session.execute, list[str]()
+
+    def interrupted(sql: str, *args: Any) -> Any:
+        sent.append(sql)
+        if sql.startswith("LOCK TABLES") and statements:
+            mariadb.execute(statements)
+        return execute(sql, *args)
+
+    session.execute = interrupted
+    return sent
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "RESTRICT"])
+def test_rows_that_come_in_the_middle_of_a_clean_are_no_reason_to_change_what_is_excluded(
+    mariadb: MariaDatabase, action: str
+) -> None:
+    mariadb.execute(
+        f"""CREATE TABLE p (id int AUTO_INCREMENT PRIMARY KEY);
+CREATE TABLE x (p int, FOREIGN KEY (p) REFERENCES p (id) ON DELETE {action})"""
+    )
+    with mariadb.cleaner(exclude=["x"]) as cleaner:
+        cleaner.clean()
+        mariadb.execute("INSERT INTO p VALUES (); DELETE FROM p")
+        meanwhile(cleaner, "INSERT IGNORE INTO p VALUES (7); INSERT INTO x VALUES (7)", mariadb)
+        with pytest.raises(ExcludedTableError):
+            cleaner.clean()
+    assert (7,) in mariadb.execute("SELECT p FROM x")
+    assert mariadb.count("p") == 1
+
+
+def test_no_attempt_follows_for_which_there_is_no_time(mariadb: MariaDatabase) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one VALUES (1, 1)")
+    with (
+        mariadb.cleaner(lock_timeout=1, retries=30) as cleaner,
+        mariadb.transaction("SELECT * FROM one"),
+    ):
+        sent = meanwhile(cleaner, "", mariadb)
+        with pytest.raises(BlockedError):
+            cleaner.clean()
+        assert sum("GET_LOCK" in sql for sql in sent) == 2
+
+
 def test_the_report_names_what_an_attempt_did_that_did_not_come_to_its_end(
     mariadb: MariaDatabase,
 ) -> None:
@@ -438,14 +483,8 @@ INSERT INTO one VALUES (1, NULL)"""
         mariadb.execute("INSERT INTO one VALUES (1, NULL)")
         session: Any = cleaner._session
         session._met_conflict = True
-        execute = session.execute
-
-        def interrupted(sql: str, *args: Any) -> Any:
-            if sql.startswith("LOCK TABLES"):  # it has looked, and found `other` to be empty
-                mariadb.execute("INSERT INTO other VALUES (1, 1)")
-            return execute(sql, *args)
-
-        session.execute = interrupted
+        # It has looked, and found `other` to be empty.
+        meanwhile(cleaner, "INSERT INTO other VALUES (1, 1)", mariadb)
         cleaner.clean()
         cleaner.verify()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from cleaner import waits
@@ -103,6 +104,13 @@ class Run:
             cannot = job.truncate or not job.facts.transactional
             rather = job.may_truncate and job.table.table in big
             (self.truncated if cannot or rather else self.emptied).append(job)
+        # A parent is deleted from before its child is truncated, if the child has to be.
+        keys = {job.table.key for job in self.truncated}
+        parents = {key.parent for key in program.keys if key.child in keys}
+        self.emptied = [
+            replace(job, unchecked=job.unchecked or job.table.key in parents)
+            for job in self.emptied
+        ]
         gone = {job.table.table for job in self.truncated}
         self.altered: dict[str, int] = {}  # by table, the AUTO_INCREMENT to set
         self.cut: list[int] = []  # tables that are empty then, to be truncated for their counters
@@ -135,22 +143,23 @@ class Run:
         unreferred = [key for table in gone for key in parents.get(table, ())]
         unreferred = [key for key in unreferred if key.child not in gone | emptied]
         guards = tuple(key for key in program.unguarded(self.emptied) if key.child not in gone)
+        late: list[int] = []  # which are to be empty because they were
         # For what is of no other session, and after the COMMIT.
         statements, ends = [f"SET SESSION lock_wait_timeout = {max(1, self._seconds)}"], []
         if self._lock_tables(guards):
             statements += ["SET SESSION autocommit = 0", *program.emptied(self.emptied)]
-            # A table with a row that came meanwhile is none that needs only its counter put back.
-            came = [program.catalog.facts[key].sql for key in self.cut if key in parents]
-            statements += [f"DELETE FROM {name}" for name in came]
+            late = [key for key in self.cut if key in parents and key not in emptied]
             # To start a transaction unlocks the tables.
             ends = ["SET SESSION autocommit = 1", "START TRANSACTION", "COMMIT"]
         else:
             statements += program.transaction(self.emptied) if self.emptied else []
             unreferred = []
-        if guards or unreferred:
-            query = program.check(guards, tuple(unreferred))
+        if guards or unreferred or late:
+            query = program.check(guards, tuple(unreferred), late)
             found = _text(self.connection.send([*statements, query], True)[0][0])
             self._refuse([*guards, *unreferred], found)
+            if "1" in found:
+                raise Conflict("a row came into a table that was empty")
             statements = []
         statements.append("COMMIT")
         cut = [program.catalog.facts[key].sql for key in self.cut]
@@ -184,11 +193,15 @@ class Run:
 
     def _refuse(self, keys: Iterable[ForeignKey], found: str) -> None:
         """Raise if a row refers to one that is not there, or soon won't be."""
-        for key, flag in zip(keys, found, strict=True):
-            if flag == "1" and key in self.program.outside:
-                raise failures.reaches_outside(self.program.catalog, key)
+        program = self.program
+        tables = {table.key for table in program.tables}
+        for key, flag in zip(keys, found, strict=False):
+            if flag == "1" and key in program.outside:
+                raise failures.reaches_outside(program.catalog, key)
+            if flag == "1" and key.parent not in tables:
+                raise failures.has_no_parent(program.catalog, key)
             if flag == "1":
-                child = self.program.catalog.database.relation(key.child).name
+                child = program.catalog.database.relation(key.child).name
                 raise Conflict(f"a row of {child} came while its parents were deleted")
 
     def _lock(self, statement: str) -> bool:

@@ -43,9 +43,10 @@ class MySQLConnection(HeldConnection):
 
     def _greet(self, cursor: Any) -> str:
         cursor.execute(
-            "SELECT DATABASE(), VERSION(), CURRENT_USER(), @@lower_case_table_names <> 0"
+            "SELECT DATABASE(), VERSION(), CURRENT_USER(), @@lower_case_table_names <> 0,"
+            " @@log_bin AND @@binlog_format = 'STATEMENT'"
         )
-        name, version, self.user, folds = cursor.fetchall()[0]
+        name, version, self.user, folds, logs_statements = cursor.fetchall()[0]
         self.ignores_case = bool(folds)
         if name is None:
             raise SettingsError(
@@ -59,7 +60,11 @@ class MySQLConnection(HeldConnection):
         self.round_trips += 1
         cursor.execute(self.flavour.setup())
         self.round_trips += 1
-        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE")
+        # Statements of READ COMMITTED can't be logged as such.
+        level = "REPEATABLE READ" if logs_statements else "READ COMMITTED"
+        cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}, READ WRITE")
+        # Where the server's completion_type is CHAIN one was begun before it was set.
+        cursor.execute("ROLLBACK")
         return str(name)
 
     def send(self, statements: Sequence[str], in_transaction: bool = False) -> Rows:

@@ -16,6 +16,8 @@ _LOCK_WAIT = 1205
 # A deadlock of rows or metadata locks, one of user locks, and a row that was changed meanwhile.
 _CONFLICTS = (1213, 3058, 1020)
 _REFERRED_TO = (1451, 1217)
+_READ_ONLY = 1290
+_INTERRUPTED = 1317
 DENIED = (1044, 1142, 1143, 1227)
 # What can be explained by a schema that is not the one that was looked at: a table, column or
 # sequence is missing, is another thing, or has changed while it was used.
@@ -58,6 +60,17 @@ def reaches_outside(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
     return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
 
 
+def has_no_parent(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
+    """The error for captured rows whose parents are excluded, and gone."""
+    child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
+    return ExcludedTableError(
+        f"Captured rows of {child.name} can't be put back: they refer to rows of {parent.name} "
+        f"that are gone (foreign key {key.name}).",
+        f"{parent.name} is excluded, and somebody has deleted from it",
+        f"put the rows of {parent.name} back, or take it out of `exclude` and capture() again",
+    )
+
+
 def refused(error: Exception, catalog: Catalog) -> Exception:
     """The error to raise for what no rule of ours explains."""
     if transient := passing(error):
@@ -70,6 +83,10 @@ def refused(error: Exception, catalog: Catalog) -> Exception:
             f"{user} lacks a privilege",
             f"GRANT ALL PRIVILEGES ON `{name}`.* TO {account(user)}",
         )
+    if number(error) == _READ_ONLY:
+        return CleanerError(what, "the server is read-only", "SET GLOBAL read_only = OFF")
+    if number(error) == _INTERRUPTED:
+        return CleanerError(what, "somebody has ended the statement (KILL QUERY)", "clean() again")
     return CleanerError(
         what,
         "a trigger that raises, or a table that is damaged or of an engine that refuses",

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cleaner.dialects.mysql.catalog import Catalog, Facts, relation_sql
+from cleaner.dialects.mysql.discovery import BASELINE
 from cleaner.dialects.mysql.flavour import MySQL
-from cleaner.dialects.mysql.sql import quote
+from cleaner.dialects.mysql.sql import exists, quote
 from cleaner.dialects.strings import literal
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
 
@@ -37,6 +38,11 @@ def lock_name(database: str) -> str:
     return "cleaner_" + hashlib.sha256(database.encode()).hexdigest()[:40]
 
 
+def _alias(kind: str, number: int) -> str:
+    """LOCK TABLES takes no alias twice, and none that a table has as its name."""
+    return f"{BASELINE}{kind}{number}"
+
+
 @dataclass(frozen=True)
 class Job:
     """One table to be emptied. ``unchecked``: with foreign keys off."""
@@ -50,7 +56,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Program:
-    """The SQL of a plan. ``keys`` are the foreign keys onto the target's tables."""
+    """The SQL of a plan. ``keys`` are the foreign keys onto the target's tables, and those of its
+    captured tables.
+    """
 
     catalog: Catalog
     jobs: tuple[Job, ...]
@@ -169,11 +177,17 @@ class Program:
         jobs = [*jobs]
         written = {job.facts.sql for job in jobs}
         written |= {relation_sql(self.catalog, key) for key in others}
+        restored = {job.table.key for job in jobs if job.facts.captured}
+        written |= {
+            quote(sequence.sequence)  # an INSERT opens those of its defaults
+            for sequence in self.catalog.database.sequences
+            if restored.intersection(sequence.users)
+        }
         locks = [f"{name} WRITE" for name in sorted(written)]
         locks += [f"{job.facts.captured.copy} READ" for job in jobs if job.facts.captured]
         for number, key in enumerate(keys):
             child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
-            locks += [f"{child} c{number} READ", f"{parent} p{number} READ"]
+            locks += [f"{child} {_alias('c', number)} READ", f"{parent} {_alias('p', number)} READ"]
         return "LOCK TABLES " + ", ".join(locks)
 
     # -- 3. in one transaction ------------------------------------------------------------
@@ -216,20 +230,22 @@ class Program:
                 changed.add(job.table.key)
         return tuple(k for k in self.keys if k.parent in changed or k.child in restored)
 
-    def check(self, keys: Guards, unreferred: Guards = ()) -> str:
+    def check(self, keys: Guards, unreferred: Guards = (), empty: Iterable[int] = ()) -> str:
         """A query: a digit for each of the ``keys``, 1 if a row refers to one that is not there,
-        then one for each of ``unreferred``, 1 if any row refers by it.
+        then one for each of ``unreferred``, 1 if any row refers by it, then one for each of the
+        tables that should be ``empty``, 1 if it is not.
         """
         looks = [self._orphan(number, key) for number, key in enumerate(keys)]
         for key in unreferred:
             given = " AND ".join(f"{quote(column)} IS NOT NULL" for column in key.columns)
             child = relation_sql(self.catalog, key.child)
             looks.append(f"EXISTS (SELECT 1 FROM {child} WHERE {given})")
+        looks += [exists(relation_sql(self.catalog, table)) for table in empty]
         return f"SELECT CONCAT({', '.join(looks)})"
 
     def _orphan(self, number: int, key: ForeignKey) -> str:
         child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
-        c, p = f"c{number}", f"p{number}"  # LOCK TABLES takes no alias twice
+        c, p = _alias("c", number), _alias("p", number)
         pairs = list(zip(key.columns, key.referred, strict=True))
         joined = " AND ".join(f"{c}.{quote(column)} = {p}.{quote(to)}" for column, to in pairs)
         given = " AND ".join(f"{c}.{quote(column)} IS NOT NULL" for column, _ in pairs)
@@ -310,7 +326,11 @@ def compile_plan(plan: Plan, target: Target, catalog: Catalog, flavour: MySQL) -
         catalog=catalog,
         jobs=tuple(jobs),
         sequences=tuple(sequences),
-        keys=tuple(key for key in target.database.foreign_keys if key.parent in chosen),
+        keys=tuple(
+            key
+            for key in target.database.foreign_keys
+            if key.parent in chosen or (key.child in chosen and catalog.facts[key.child].captured)
+        ),
         outside=frozenset(target.outside),
         flavour=flavour,
     )
