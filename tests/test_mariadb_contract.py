@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine
@@ -116,4 +116,20 @@ def test_a_model_is_found_whatever_the_case_where_the_server_ignores_it() -> Non
             assert cleaner.plan().warnings == ()
             cleaner.clean()
         assert database.count("users") == 0
+        database.close()
+
+
+def test_a_server_that_chains_transactions_and_logs_statements() -> None:
+    if not installed():
+        pytest.skip(f"no mariadbd here: {INSTALL}")
+    options = "--completion-type=CHAIN", "--log-bin", "--binlog-format=STATEMENT"
+    with closing(MariaDB(*options)) as server:
+        database = MariaDatabase(server)
+        database.execute("CREATE TABLE one (id int AUTO_INCREMENT PRIMARY KEY)")
+        with database.cleaner() as cleaner:
+            for rows in (0, 1, 1):
+                database.execute("INSERT INTO one VALUES ()" if rows else "DO 1")
+                assert len(cleaner.clean().tables) == rows
+                session: Any = cleaner._session
+                assert session.execute("SELECT @@in_transaction, @@autocommit") == [(0, 1)]
         database.close()
