@@ -83,7 +83,9 @@ class StrategyRefusedError(CleanerError):
 
 
 class ExcludedTableError(CleanerError):
-    """A TRUNCATE ... CASCADE or a DELETE would change a table outside the target."""
+    """A TRUNCATE ... CASCADE or a DELETE would change a table outside the target, or captured rows
+    lack what they refer to in one.
+    """
 
     @classmethod
     def referring(cls, child: str, parent: str, key: str, on_delete: str) -> ExcludedTableError:
@@ -93,6 +95,16 @@ class ExcludedTableError(CleanerError):
             f"(foreign key {key}, ON DELETE {on_delete.upper()}).",
             f"{child} is excluded, or the metadata does not know it",
             f'exclude = ["{parent}"] to keep both, or clean both',
+        )
+
+    @classmethod
+    def lacking(cls, child: str, parent: str, key: str) -> ExcludedTableError:
+        """The error for captured rows that refer to rows that are to be kept, and are gone."""
+        return cls(
+            f"Captured rows of {child} can't be put back: they refer to rows of {parent} "
+            f"that are gone (foreign key {key}).",
+            f"{parent} is outside the target, and somebody has deleted from it",
+            f"put the rows of {parent} back, or clean both and capture() again",
         )
 
 

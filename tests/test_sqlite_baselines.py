@@ -15,7 +15,12 @@ from sqlalchemy.exc import IntegrityError
 from support.lite import KINDS, count, lite, run
 
 from cleaner import Cleaner
-from cleaner.errors import BlockedError, SchemaChangedError, StrategyRefusedError
+from cleaner.errors import (
+    BlockedError,
+    ExcludedTableError,
+    SchemaChangedError,
+    StrategyRefusedError,
+)
 
 TABLES = {
     "role": "id, name, level, boss",
@@ -308,3 +313,27 @@ def test_recreate_waits_no_longer_than_lock_timeout(tmp_path: Path) -> None:
         "app_test.db",
         "app_test.db.cleaner_template",
     }
+
+
+@pytest.mark.parametrize("strategy", ["auto", "delete", "truncate", "replica"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_whose_excluded_parent_is_gone_is_not_put_back(
+    tmp_path: Path, kind: str, strategy: str
+) -> None:
+    engine = lite(kind, tmp_path)
+    run(
+        engine,
+        "CREATE TABLE parent (id INT PRIMARY KEY)",
+        "CREATE TABLE child (id INT, parent INT REFERENCES parent (id) ON DELETE CASCADE)",
+        "INSERT INTO parent VALUES (1), (2)",
+        "INSERT INTO child VALUES (1, 1), (2, 2), (3, NULL)",
+    )
+    with Cleaner(engine, strategy=strategy, exclude=["parent"]) as cleaner:
+        cleaner.capture()
+        run(engine, "DELETE FROM child WHERE parent = 1", "DELETE FROM parent WHERE id = 1")
+        with pytest.raises(ExcludedTableError, match="rows of parent that are gone"):
+            cleaner.clean()
+        assert count(engine, "child") == 2
+        run(engine, "INSERT INTO parent VALUES (1)")
+        cleaner.clean()
+        assert count(engine, "child") == 3

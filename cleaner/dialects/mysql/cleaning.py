@@ -199,7 +199,7 @@ class Run:
             if flag == "1" and key in program.outside:
                 raise failures.reaches_outside(program.catalog, key)
             if flag == "1" and key.parent not in tables:
-                raise failures.has_no_parent(program.catalog, key)
+                raise failures.lacks(program.catalog, key)
             if flag == "1":
                 child = program.catalog.database.relation(key.child).name
                 raise Conflict(f"a row of {child} came while its parents were deleted")

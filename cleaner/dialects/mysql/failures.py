@@ -60,15 +60,10 @@ def reaches_outside(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
     return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
 
 
-def has_no_parent(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
-    """The error for captured rows whose parents are excluded, and gone."""
+def lacks(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
+    """The error for captured rows that refer to rows that were to be kept, and are gone."""
     child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
-    return ExcludedTableError(
-        f"Captured rows of {child.name} can't be put back: they refer to rows of {parent.name} "
-        f"that are gone (foreign key {key.name}).",
-        f"{parent.name} is excluded, and somebody has deleted from it",
-        f"put the rows of {parent.name} back, or take it out of `exclude` and capture() again",
-    )
+    return ExcludedTableError.lacking(child.name, parent.name, key.name)
 
 
 def refused(error: Exception, catalog: Catalog) -> Exception:

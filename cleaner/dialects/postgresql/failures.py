@@ -22,10 +22,11 @@ from cleaner.errors import (
 from cleaner.retry import Conflict, LockWait, Transient
 from cleaner.spi import Relation
 
+_FOREIGN_KEY = "23503"
 _CONFLICTS = {
     "40P01",  # deadlock_detected
     "40001",  # serialization_failure
-    "23503",  # foreign_key_violation: a concurrent writer's row
+    _FOREIGN_KEY,  # foreign_key_violation: a concurrent writer's row
     "23001",  # restrict_violation, likewise
     "53200",  # out_of_memory: the lock table is full for the moment
 }
@@ -33,7 +34,7 @@ _IN_THE_WAY = {
     NEEDS_RELOAD,
     "23505",  # unique_violation: rows that have swapped their values
     "23P01",  # exclusion_violation, likewise
-    "23503",  # foreign_key_violation: a key was moved from one row to another
+    _FOREIGN_KEY,  # foreign_key_violation: a key was moved from one row to another
     "23001",  # restrict_violation, likewise
     "23514",  # check_violation: a row went to another partition
 }
@@ -103,6 +104,8 @@ def is_missing_function(error: Exception, program: Program) -> bool:
 def translate(error: Exception, program: Program, catalog: Catalog) -> Exception:
     """The error to raise for what the server said while ``program`` ran."""
     code, message = sqlstate(error), said(error)
+    if lacking := _lacks_parent(error, program, catalog):
+        return lacking
     if transient := passing(error):
         return transient
     positions = [int(n) for n in re.findall(r"\d+", message.partition("{")[2].partition("}")[0])]
@@ -130,6 +133,21 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
             f'exclude = ["{table.name}"]',
         )
     return refused(error, catalog)
+
+
+def _lacks_parent(
+    error: Exception, program: Program, catalog: Catalog
+) -> ExcludedTableError | None:
+    """The error for captured rows that refer to rows that were to be kept, and are gone."""
+    if sqlstate(error) != _FOREIGN_KEY:
+        return None
+    tables, relation = {table.key for table in program.tables}, catalog.database.relation
+    for key in catalog.database.foreign_keys:
+        restored = key.child in tables and catalog.facts[key.child].captured
+        if restored and key.parent not in tables and key.name in first_line(error):
+            child, parent = relation(key.child).name, relation(key.parent).name
+            return ExcludedTableError.lacking(child, parent, key.name)
+    return None
 
 
 def passing(error: Exception) -> Transient | None:

@@ -21,7 +21,7 @@ def clean(ask: Ask, program: Program) -> Done:
     for unit in held:
         for key, guard in unit.guards:
             if ask(guard)[0][0]:
-                raise reaches_outside(key, program.found.database)
+                raise reaches_outside(key, program.target)
     triggers = list(dict.fromkeys(trigger for unit in held for trigger in unit.facts.triggers))
     _run(ask, (trigger.drop for trigger in triggers))
     for unit in held:

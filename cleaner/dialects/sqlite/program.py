@@ -22,8 +22,9 @@ _AT_ONCE = 400  # looks in one statement; SQLite allows 2000 columns
 class Unit:
     """A table: emptied ``always``, or only if ``look`` says so.
 
-    ``guards`` are queries that find rows outside the target which refer to rows that would go,
-    each with its foreign key. One that ``is_index`` of captured rows elsewhere is made anew.
+    ``guards`` are queries that find rows outside the target which refer to rows that would go, or
+    that something is gone there which captured rows refer to; each with its foreign key. One that
+    ``is_index`` of captured rows elsewhere is made anew.
     """
 
     relation: Relation
@@ -155,6 +156,8 @@ class _Writer:
             for key in self.target.outside
             if key.parent == table.key
         )
+        if captured:
+            guards += tuple((key, self.lacks(key, captured)) for key in self.kept_parents(table))
         return Unit(table, facts, look, statements, always, guards, captured, is_index)
 
     def guard(self, key: ForeignKey, captured: Captured | None) -> str:
@@ -172,6 +175,20 @@ class _Writer:
         return (
             f"SELECT EXISTS (SELECT 1 FROM {qualified(child.schema, child.table)} AS o"
             f" JOIN {self.found.facts[key.parent].sql} AS t ON {same} WHERE {goes})"
+        )
+
+    def kept_parents(self, table: Relation) -> list[ForeignKey]:
+        inside = {table.key for table in self.target.tables}
+        keys = self.found.database.foreign_keys
+        return [key for key in keys if key.child == table.key and key.parent not in inside]
+
+    def lacks(self, key: ForeignKey, captured: Captured) -> str:
+        pairs = zip(key.columns, key.referred, strict=True)
+        same = " AND ".join(f"o.{quote(to)} = {captured.value(ours)}" for ours, to in pairs)
+        given = " AND ".join(f"{captured.value(ours)} IS NOT NULL" for ours in key.columns)
+        return (
+            f"SELECT EXISTS (SELECT 1 FROM {captured.copy} AS c WHERE {given} AND NOT EXISTS"
+            f" (SELECT 1 FROM {self.found.facts[key.parent].sql} AS o WHERE {same}))"
         )
 
     def counter(self, sequence: Sequence) -> Counter:
