@@ -69,8 +69,12 @@ class Run:
         program, connection = self.program, self.connection
         self._deadline = time.monotonic() + wait / 1000
         self._seconds = connection.flavour.seconds(wait)
-        look = program.look(self._seconds, wait / 1000, self.newest, apart=self.alone)
+        is_prepared = connection.prepared == program.at_once
+        looking = [*program.apart] if self.alone else program.prepared[is_prepared:]
+        look = program.look(self._seconds, wait / 1000, self.newest, looking)
         locked, idle, newest, sizes, held = connection.send(look)[0]
+        if not self.alone:
+            connection.prepared = program.at_once
         if locked != 1:
             raise LockWait("another clean of the database is running")
         if int(newest) != self.newest and not self.fits():

@@ -40,6 +40,7 @@ class MySQLConnection(HeldConnection):
     server = ""
     user = ""
     ignores_case = False
+    prepared = ""  # the statement that the session has parsed and keeps
 
     def _greet(self, cursor: Any) -> str:
         cursor.execute(
@@ -66,6 +67,9 @@ class MySQLConnection(HeldConnection):
         # Where the server's completion_type is CHAIN one was begun before it was set.
         cursor.execute("ROLLBACK")
         return str(name)
+
+    def _vanished(self) -> None:
+        self.prepared = ""
 
     def send(self, statements: Sequence[str], in_transaction: bool = False) -> Rows:
         """Run the statements in as few messages as can be; returns the rows of the last."""

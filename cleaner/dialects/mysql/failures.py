@@ -18,6 +18,7 @@ _CONFLICTS = (1213, 3058, 1020)
 _REFERRED_TO = (1451, 1217)
 _READ_ONLY = 1290
 _INTERRUPTED = 1317
+_NOT_PREPARED = 1243  # by this session, which has just taken the place of another
 DENIED = (1044, 1142, 1143, 1227)
 # What can be explained by a schema that is not the one that was looked at: a table, column or
 # sequence is missing, is another thing, or has changed while it was used.
@@ -37,6 +38,8 @@ def translate(error: Exception, program: Program) -> Exception:
         return Stale(reaches_outside(catalog, key) if key else refused(error, catalog))
     if code in _CHANGED:
         return Stale(refused(error, catalog))
+    if code == _NOT_PREPARED:
+        return Stale()
     return refused(error, catalog)
 
 

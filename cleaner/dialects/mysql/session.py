@@ -38,6 +38,7 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         super().__init__(source, guard, lock_timeout)
 
     def _vanished(self) -> None:
+        super()._vanished()
         self._newest_ddl.clear()  # the server counts anew when it starts
 
     # -- looking --------------------------------------------------------------------------
