@@ -145,13 +145,19 @@ class BlockedError(CleanerError):
     def waiting(cls, work: str, seconds: float, blockers: tuple[Blocker, ...]) -> BlockedError:
         """The error of ``work`` that has waited so long for those."""
         idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
+        prepared = [(b.query or "").replace("'", "''") for b in blockers if b.pid is None]
+        remedy = "commit, roll back or close it before clean()"
+        if idle:
+            remedy += ', or on_blocked = "terminate"'
+        if prepared:
+            remedy = "; ".join(f"ROLLBACK PREPARED '{name}'" for name in prepared)
         return cls(
             f"{work} waited {seconds:g} s for a lock, held by "
             + ("; ".join(map(str, blockers)) or "a session that has gone since, or can't be seen"),
             "a session of the test, or of the application, was left open in a transaction"
             if idle
             else "another session is at work on the same tables",
-            'commit, roll back or close it before clean(), or on_blocked = "terminate"',
+            remedy,
             blockers,
         )
 
