@@ -42,17 +42,19 @@ class Attempts:
         Raises BlockedError, RetriesExhaustedError.
         """
         terminated: list[str] = []
+        over = False
 
         def in_the_way(wait: retry.LockWait, last: bool) -> None:
-            if not last and self._settings.on_blocked == "raise":
+            nonlocal over
+            ends = self._settings.on_blocked == "terminate" and not over
+            if not last and not ends:
                 return
             blockers = self._session.blockers(program())
-            if self._settings.on_blocked == "terminate":
-                ended = self._session.terminate(blockers)
-                if ended and not last:
-                    terminated.extend(map(str, ended))
-            if last:
+            ended = self._session.terminate(blockers) if ends else ()
+            terminated.extend(map(str, ended))
+            if last and not ended:
                 raise self._blocked(doing, blockers) from wait
+            over = last
 
         result, attempts = self._tried(work, doing, in_the_way)
         return Trial(result, attempts, tuple(terminated))
@@ -80,12 +82,18 @@ class Attempts:
         def attempt() -> Result:
             nonlocal attempts
             attempts += 1
-            try:
-                return work(self._slices[attempts - 1])
-            except retry.LockWait as wait:
-                # Without time left another attempt could only fail again.
-                in_the_way(wait, max(self._slices[attempts:], default=0) <= 1)
-                raise
+            wait = self._slices[min(attempts, len(self._slices)) - 1]
+            # Without time left another attempt could only fail again, unless who was in the way has
+            # been ended: which would have been for nothing without another.
+            last = max(self._slices[attempts:], default=0) <= 1
+            while True:
+                try:
+                    return work(wait)
+                except retry.LockWait as error:
+                    in_the_way(error, last)
+                    if not last:
+                        raise
+                attempts += 1
 
         try:
             return self._retrying(attempt), attempts

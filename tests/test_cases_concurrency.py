@@ -107,8 +107,9 @@ def test_who_has_locked_rows_is_waited_for_and_named(
 
 
 @ways(*AS_SUPERUSER)
+@pytest.mark.parametrize("retries", [1, 5])
 def test_sessions_left_idle_in_transaction_are_ended_where_settings_say_so(
-    database: Database, way: Way
+    database: Database, way: Way, retries: int
 ) -> None:
     database.execute(TABLES + ROWS)
     with database.transaction() as writer, database.transaction() as other:
@@ -116,7 +117,7 @@ def test_sessions_left_idle_in_transaction_are_ended_where_settings_say_so(
         other.execute("UPDATE p SET id = 2")
         other.execute("LOCK TABLE b IN SHARE MODE")
         with database.cleaner(
-            strategy=way.strategy, lock_timeout=1.0, on_blocked="terminate"
+            strategy=way.strategy, lock_timeout=1.0, on_blocked="terminate", retries=retries
         ) as cleaner:
             terminated = cleaner.clean().terminated
             cleaner.verify()
