@@ -82,10 +82,11 @@ class Attempts:
         def attempt() -> Result:
             nonlocal attempts
             attempts += 1
-            wait = self._slices[min(attempts, len(self._slices)) - 1]
+            # Zero is no limit at all to some servers.
+            wait = max(1, self._slices[min(attempts, len(self._slices)) - 1])
             # Without time left another attempt could only fail again, unless who was in the way has
             # been ended: which would have been for nothing without another.
-            last = max(self._slices[attempts:], default=0) <= 1
+            last = not any(self._slices[attempts:])
             while True:
                 try:
                     return work(wait)

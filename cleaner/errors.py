@@ -103,7 +103,7 @@ class ExcludedTableError(CleanerError):
         return cls(
             f"Captured rows of {child} can't be put back: they refer to rows of {parent} "
             f"that are gone (foreign key {key}).",
-            f"{parent} is outside the target, and somebody has deleted from it",
+            f"{parent} is outside the target, and they were deleted, or missing at capture()",
             f"put the rows of {parent} back, or clean both and capture() again",
         )
 
@@ -145,19 +145,25 @@ class BlockedError(CleanerError):
     def waiting(cls, work: str, seconds: float, blockers: tuple[Blocker, ...]) -> BlockedError:
         """The error of ``work`` that has waited so long for those."""
         idle = any((blocker.state or "").startswith("idle in transaction") for blocker in blockers)
-        prepared = [(b.query or "").replace("'", "''") for b in blockers if b.pid is None]
-        remedy = "commit, roll back or close it before clean()"
-        if idle:
-            remedy += ', or on_blocked = "terminate"'
-        if prepared:
-            remedy = "; ".join(f"ROLLBACK PREPARED '{name}'" for name in prepared)
+        endable = any(
+            blocker.state in ("idle in transaction", "idle in transaction (aborted)")
+            for blocker in blockers
+        )
+        prepared = [b.query.replace("'", "''") for b in blockers if b.pid is None and b.query]
+        remedies = [f"ROLLBACK PREPARED '{name}'" for name in prepared]
+        if endable:
+            remedies.append(
+                'commit, roll back or close it before clean(), or on_blocked = "terminate"'
+            )
+        elif not prepared:
+            remedies.append("commit, roll back or close it before clean()")
         return cls(
             f"{work} waited {seconds:g} s for a lock, held by "
             + ("; ".join(map(str, blockers)) or "a session that has gone since, or can't be seen"),
             "a session of the test, or of the application, was left open in a transaction"
             if idle
             else "another session is at work on the same tables",
-            remedy,
+            "; ".join(remedies),
             blockers,
         )
 

@@ -1,7 +1,7 @@
 """How often and how long a clean is tried, as one policy of tenacity.
 
 The waits of all attempts together last no longer than ``lock_timeout``: each of the first may wait
-twice as long as the one before, so a short contention costs little, a queue behind our lock
+about twice as long as the one before, so a short contention costs little, a queue behind our lock
 request stays short, and a leaked session is found early.
 """
 
@@ -25,7 +25,7 @@ class Transient(Exception):  # noqa: N818 -- no error that a caller ever sees
 
 
 class Stale(Exception):  # noqa: N818 -- likewise
-    """The program was written for another schema, and nothing was done.
+    """The program was written for another schema; what was done another run finds done.
 
     ``error`` is what to raise if a second look finds the schema as it was.
     """
@@ -44,10 +44,11 @@ class Conflict(Transient):
 
 
 def slices(settings: Settings, least: int = 1) -> list[int]:
-    """How long each attempt may wait for a lock, in milliseconds; together ``lock_timeout``.
+    """How long each attempt may wait for a lock, in milliseconds; together ``lock_timeout``. Zero
+    where no time is left.
 
-    A server that waits no shorter than ``least`` can have that, or not wait at all: the first
-    attempt is content with nothing, and those after it get whole multiples while there are any.
+    Where the server waits no shorter than ``least`` they are whole multiples of it while there are
+    any; if the first attempt's share is less than one, it has only what is over.
     """
     total = max(1, round(settings.lock_timeout * 1000))
     shares = [2 ** min(attempt, _DOUBLINGS) for attempt in range(settings.retries)]
@@ -61,8 +62,7 @@ def slices(settings: Settings, least: int = 1) -> list[int]:
             wait = least if given else min(share, total % least)
         given.append(wait if wait <= left else 0)
         left -= given[-1]
-    # Zero is no limit at all to some servers.
-    return [max(1, wait) for wait in (*given, left)]
+    return [*given, left]
 
 
 class Policy:

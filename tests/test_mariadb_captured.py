@@ -335,3 +335,19 @@ def test_captured_rows_whose_excluded_parents_are_gone_are_no_orphans_then(
         mariadb.execute("INSERT INTO role VALUES (2, 'guest', 1)")
         cleaner.clean()
         assert mariadb.execute("SELECT id, role FROM member ORDER BY id") == [(1, 1), (2, 2)]
+
+
+def test_a_look_that_was_in_vain_is_not_taken_for_another(mariadb: MariaDatabase) -> None:
+    mariadb.execute(ROLES)
+    with mariadb.cleaner(lock_timeout=0.2, retries=1) as cleaner:
+        cleaner.clean()
+        mariadb.execute("INSERT INTO role VALUES (1, 'admin', 1)")
+        cleaner.capture()
+        with (
+            mariadb.transaction("UPDATE role SET name = 'x'"),
+            pytest.raises(BlockedError),
+        ):
+            cleaner.clean()
+        cleaner.release()
+        assert cleaner.clean().tables == ("role",)
+        cleaner.verify()

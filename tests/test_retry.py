@@ -17,12 +17,8 @@ def test_all_attempts_together_wait_for_lock_timeout(
 ) -> None:
     given = slices(Settings(lock_timeout=timeout, retries=retries), least)
     assert len(given) == retries
-    assert timeout * 1000 <= sum(given) <= timeout * 1000 + retries
-
-
-@pytest.mark.parametrize(("timeout", "retries"), SHARES)
-def test_no_attempt_waits_without_a_limit(timeout: float, retries: int) -> None:
-    assert min(slices(Settings(lock_timeout=timeout, retries=retries))) > 0
+    assert sum(given) == timeout * 1000
+    assert min(given) >= 0
 
 
 def test_of_many_attempts_each_has_its_time() -> None:
@@ -38,5 +34,5 @@ def test_what_a_server_can_wait_no_shorter_is_waited_from_the_second_attempt_on(
     given = slices(Settings(lock_timeout=timeout, retries=retries), 1000)
     waited = [wait for wait in given if wait >= 1000]
     assert given[1] >= 1000
-    assert all(wait % 1000 == 0 for wait in given[1:-1] if wait > 1)
+    assert all(wait % 1000 == 0 for wait in given[1:-1] if wait)
     assert sum(wait // 1000 for wait in waited) >= int(timeout) - 1

@@ -72,6 +72,8 @@ class Run:
         is_prepared = connection.prepared == program.at_once
         looking = [*program.apart] if self.alone else program.prepared[is_prepared:]
         look = program.look(self._seconds, wait / 1000, self.newest, looking)
+        if not (self.alone or is_prepared):
+            connection.prepared = ""  # whatever comes of it
         locked, idle, newest, sizes, held = connection.send(look)[0]
         if not self.alone:
             connection.prepared = program.at_once

@@ -65,6 +65,7 @@ class MySQLConnection(HeldConnection):
         level = "REPEATABLE READ" if logs_statements else "READ COMMITTED"
         cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}, READ WRITE")
         # Where the server's completion_type is CHAIN one was begun before it was set.
+        self.round_trips += 1
         cursor.execute("ROLLBACK")
         return str(name)
 

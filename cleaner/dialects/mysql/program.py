@@ -3,9 +3,10 @@
 A clean is a few messages (on MariaDB, that runs several statements as one; on MySQL each statement
 is one), in this order:
 
-1. take the database's lock, and find in one query the tables that are not at their baseline, the
-   counters that have moved, and whether the schema is still the one that this was written for;
-2. if tables are to be truncated or altered, or a writer was in the way before, wait for all who
+1. take the database's lock, and find in one query (after a conflict in one for each) the tables
+   that are not at their baseline, the counters that have moved, and whether the schema is still
+   the one that this was written for;
+2. if tables are to be truncated or altered, or there was a conflict before, wait for all who
    use the tables, while nothing is done, and keep others out until all is done;
 3. in one transaction delete, and put captured rows back; look whether what was deleted without a
    check of foreign keys is referred to by a row that came meanwhile; commit;

@@ -20,7 +20,7 @@ from cleaner.dialects.mysql.program import Program, compile_plan
 from cleaner.dialects.mysql.sql import account
 from cleaner.difference import Diff
 from cleaner.errors import Blocker, StrategyRefusedError
-from cleaner.retry import Conflict, Stale, Transient
+from cleaner.retry import Conflict, Stale
 from cleaner.spi import Database, Plan, Relation, Target
 
 
@@ -33,7 +33,7 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         # The newest DDL with which the schema was known to be that of a fingerprint.
         self._newest_ddl: dict[str, int] = {}
         self._marked = ("", "")  # the last fingerprint that was found, and its mark
-        self._met_conflict = False  # in the last try
+        self._met_conflict = False  # since the last try that came to its end
         self._begun = NOTHING  # what tries have done since the last that came to its end
         super().__init__(source, guard, lock_timeout)
 
@@ -81,7 +81,7 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         run = Run(self, program, newest, fits, alone=self._met_conflict)
         try:
             run.clean(wait)
-        except Transient as failed:
+        except Exception as failed:
             self._met_conflict |= isinstance(failed, Conflict)
             self._begun = run.done.after(self._begun)
             raise

@@ -13,15 +13,14 @@ def qualified(schema: str, name: str) -> str:
     return f"{quote(schema)}.{quote(name)}"
 
 
-def exists(table: str, condition: str = "") -> str:
-    """An expression: whether the table has such a row, that of an uncommitted transaction too.
+def exists(table: str) -> str:
+    """An expression: whether the table has a row, that of an uncommitted transaction too.
 
     It waits for the one who has written the row, where a plain read would look past it: an INSERT
     that is not committed yet would appear after the clean, and so would the rows of a DELETE that
     is rolled back.
     """
-    where = f" WHERE {condition}" if condition else ""
-    return f"EXISTS (SELECT 1 FROM {table}{where} LOCK IN SHARE MODE)"
+    return f"EXISTS (SELECT 1 FROM {table} LOCK IN SHARE MODE)"
 
 
 def account(user: str) -> str:

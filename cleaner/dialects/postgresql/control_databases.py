@@ -160,8 +160,10 @@ class Databases(PostgresConnection):
             # FORCE wants the right to end autovacuum's workers, too, which a plain role has not,
             # and without it the server ends them for whoever drops.
             self.execute(
-                f"""SELECT pg_catalog.pg_terminate_backend(pid, 5000)
-  FROM pg_catalog.pg_stat_activity WHERE datname = {literal(name)} AND usesysid IS NOT NULL"""
+                f"""SELECT pg_catalog.pg_terminate_backend(a.pid, 5000)
+  FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_database d ON d.oid = a.datid
+ WHERE d.datname = {literal(name)} AND a.usesysid IS NOT NULL
+   AND pg_catalog.pg_has_role(d.datdba, 'USAGE')"""
             )
             self.execute(drop)
 

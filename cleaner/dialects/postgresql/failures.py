@@ -141,13 +141,21 @@ def _lacks_parent(
     """The error for captured rows that refer to rows that were to be kept, and are gone."""
     if sqlstate(error) != _FOREIGN_KEY:
         return None
-    tables, relation = {table.key for table in program.tables}, catalog.database.relation
-    for key in catalog.database.foreign_keys:
-        restored = key.child in tables and catalog.facts[key.child].captured
-        if restored and key.parent not in tables and key.name in first_line(error):
-            child, parent = relation(key.child).name, relation(key.parent).name
-            return ExcludedTableError.lacking(child, parent, key.name)
-    return None
+    inside, restored = set[int](), set[int]()
+    for table in program.tables:
+        facts = catalog.facts[table.key]
+        inside |= {*facts.leaves}
+        restored |= {*facts.leaves} if facts.captured else set()
+    line, relation = first_line(error), catalog.database.relation
+    meant = [
+        key
+        for key in catalog.database.foreign_keys
+        if re.search(rf"(?<![\w$]){re.escape(key.name)}(?![\w$])", line)
+    ]
+    if not meant or any(key.child not in restored or key.parent in inside for key in meant):
+        return None  # or another key of that name
+    child, parent = relation(meant[0].child).name, relation(meant[0].parent).name
+    return ExcludedTableError.lacking(child, parent, meant[0].name)
 
 
 def passing(error: Exception) -> Transient | None:
