@@ -70,6 +70,23 @@ def test_an_uncommitted_writer_is_found_by_every_strategy(database: Database, wa
 
 
 @ways(*AS_SUPERUSER)
+def test_none_of_more_attempts_than_milliseconds_waits_for_ever(
+    database: Database, way: Way
+) -> None:
+    database.execute(TABLES)
+    with (
+        database.transaction() as writer,
+        database.cleaner(strategy=way.strategy, lock_timeout=0.002, retries=5) as cleaner,
+    ):
+        writer.execute("INSERT INTO a (x) VALUES (3)")
+        rescue = threading.Timer(20, writer.rollback)
+        rescue.start()
+        with pytest.raises(BlockedError):
+            cleaner.clean()
+        rescue.cancel()
+
+
+@ways(*AS_SUPERUSER)
 def test_rows_of_a_prepared_transaction_are_found(database: Database, way: Way) -> None:
     database.execute(TABLES)
     gid = f"cleaner {database.name}"

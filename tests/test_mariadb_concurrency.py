@@ -14,6 +14,7 @@ from typing import Any
 import pymysql
 import pytest
 from support.mariadb import MariaDatabase
+from support.pools import until
 
 from cleaner import Cleaner
 from cleaner.dialects.mysql.program import lock_name
@@ -397,6 +398,61 @@ def test_no_attempt_follows_for_which_there_is_no_time(mariadb: MariaDatabase) -
         with pytest.raises(BlockedError):
             cleaner.clean()
         assert sum("GET_LOCK" in sql for sql in sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("SELECT GET_LOCK('{}', 0)", "DELETE FROM one"),
+        ("DELETE FROM one", "SELECT * FROM one"),
+    ],
+    ids=["GET_LOCK and row", "row and LOCK TABLES"],
+)
+def test_the_time_waited_for_one_lock_is_not_there_for_another(
+    mariadb: MariaDatabase, first: str, then: str
+) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one VALUES (1, 1)")
+    holder = mariadb.connect(autocommit=False)
+    holder.cursor().execute(first.format(lock_name(mariadb.name)))
+    with mariadb.cleaner(lock_timeout=3, retries=1) as cleaner, mariadb.transaction(then):
+        session: Any = cleaner._session
+        session.look()
+        timer = threading.Timer(1.6, holder.close)
+        timer.start()
+        with pytest.raises(BlockedError):
+            cleaner.clean()
+        timer.join()
+        waits = "SELECT @@innodb_lock_wait_timeout, @@lock_wait_timeout"
+        assert min(session.execute(waits)[0]) <= 2  # all that was left
+
+
+def test_a_clean_whose_statement_somebody_ends_says_so(mariadb: MariaDatabase) -> None:
+    mariadb.execute(f"{PLAIN}; INSERT INTO one VALUES (1, 1)")
+    with mariadb.cleaner(lock_timeout=30, retries=1) as cleaner:
+        cleaner.clean()
+        session: Any = cleaner._session
+        pid = session.execute("SELECT CONNECTION_ID()")[0][0]
+        with mariadb.transaction("INSERT INTO one VALUES (2, 2)"):
+            told: list[CleanerError] = []
+
+            def clean() -> None:
+                with pytest.raises(CleanerError) as raised:
+                    cleaner.clean()
+                told.append(raised.value)
+
+            thread = threading.Thread(target=clean)
+            thread.start()
+            working = (
+                f"SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {pid}"
+                " AND COMMAND = 'Query' AND TIME_MS > 100"
+            )
+            until(lambda: mariadb.execute(working), "the clean waits for the row")
+            mariadb.execute(f"KILL QUERY {pid}")
+            thread.join()
+        assert "KILL QUERY" in told[0].cause
+        cleaner.clean()
+        cleaner.verify()
+    assert locks(mariadb) == 0
 
 
 def test_the_report_names_what_an_attempt_did_that_did_not_come_to_its_end(

@@ -99,6 +99,21 @@ def test_counters_without_the_privilege_to_lock_tables(mariadb: MariaDatabase) -
     assert mariadb.counter("parent") == 1
 
 
+def test_a_server_that_is_read_only_is_said_to_be(mariadb: MariaDatabase) -> None:
+    user = mariadb.plain_user()
+    mariadb.execute("CREATE TABLE one (id int PRIMARY KEY); INSERT INTO one VALUES (1)")
+    mariadb.execute("SET GLOBAL read_only = ON")
+    try:
+        with mariadb.cleaner(user=user) as cleaner:
+            with pytest.raises(CleanerError, match="read-only") as raised:
+                cleaner.clean()
+            assert raised.value.remedy == "SET GLOBAL read_only = OFF"
+            mariadb.execute(raised.value.remedy)
+            assert cleaner.clean().tables == ("one",)
+    finally:
+        mariadb.execute("SET GLOBAL read_only = OFF")
+
+
 def test_health_says_what_can_t_be_seen(mariadb: MariaDatabase) -> None:
     user = mariadb.plain_user()
     mariadb.execute("CREATE TABLE one (id int)")

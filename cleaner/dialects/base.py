@@ -19,10 +19,10 @@ from cleaner.spi import Database, Plan, Relation, Target
 class Done:
     """What a clean did, in names."""
 
-    tables: tuple[str, ...]
-    truncated: tuple[str, ...]
-    sequences: tuple[str, ...]
-    refreshed: tuple[str, ...]
+    tables: tuple[str, ...] = ()
+    truncated: tuple[str, ...] = ()
+    sequences: tuple[str, ...] = ()
+    refreshed: tuple[str, ...] = ()
     ended: tuple[Blocker, ...] = ()
 
     def after(self, earlier: Done) -> Done:

@@ -30,8 +30,9 @@ from sqlalchemy import (
 )
 
 from cleaner.dialects.base import Done
+from cleaner.dialects.excluded import reaches_outside
 from cleaner.dialects.generic.reading import Catalog
-from cleaner.errors import ExcludedTableError, NotCleanError, StrategyRefusedError, Survivor
+from cleaner.errors import NotCleanError, StrategyRefusedError, Survivor
 from cleaner.graph import deletion_order
 from cleaner.spi import ForeignKey, Relation, Target
 
@@ -179,7 +180,7 @@ class Run:
                         break
         done = {relation.key for relation in self._emptied}
         names = tuple(each.name for each in self.program.tables if each.key in done)
-        return Done(tables=names, truncated=(), sequences=(), refreshed=())
+        return Done(tables=names)
 
     def stumbled(self) -> bool:
         """Whether what went wrong may be the foreign key of rows that were deleted just before."""
@@ -199,8 +200,7 @@ class Run:
             flags += self._execute(connection, look).one()
         for key, flag in zip(program.outside, flags[len(program.tables) :], strict=True):
             if flag:
-                child, parent = database.relation(key.child), database.relation(key.parent)
-                raise ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
+                raise reaches_outside(database, key)
         held = [each for each, flag in zip(program.tables, flags, strict=False) if flag]
         if turn == _PASSES and held:
             rows = (self._execute(connection, count(each)).scalar_one() for each in held)

@@ -9,24 +9,21 @@ from typing import Any
 
 from cleaner import waits
 from cleaner.dialects.base import Done
+from cleaner.dialects.excluded import lacks, reaches_outside
 from cleaner.dialects.mysql import failures
 from cleaner.dialects.mysql.connection import MySQLConnection, number
-from cleaner.dialects.mysql.program import Guards, Job, Program
+from cleaner.dialects.mysql.program import ALONE, RELEASE, UNLOCK, Guards, Job, Program
 from cleaner.retry import Conflict, LockWait, Stale
 from cleaner.spi import ForeignKey
 
-NOTHING = Done((), (), (), ())
 _TURN = 0.005  # seconds between two tries to lock tables without waiting
 
 
 def let_go(connection: MySQLConnection) -> None:
     """Give back all that a run may hold, or the connection with it."""
+    connection.prepared = ""
     try:
-        connection.execute("ROLLBACK", True)
-        connection.execute("UNLOCK TABLES", True)
-        connection.execute("SET SESSION autocommit = 1", True)
-        connection.execute("SET SESSION foreign_key_checks = 1", True)
-        connection.execute("DO RELEASE_ALL_LOCKS()", True)
+        connection.send(["ROLLBACK", *UNLOCK, "SET SESSION foreign_key_checks = 1", RELEASE], True)
     except Exception:
         connection.close()
 
@@ -50,11 +47,11 @@ class Run:
     ) -> None:
         self.connection, self.program = connection, program
         self.newest, self.fits, self.alone = newest, fits, alone
-        self.done = NOTHING
+        self.done = Done()
 
     def clean(self, wait: int) -> None:
-        """All or nothing, but for what TRUNCATE and ALTER commit by themselves. Waits at most
-        ``wait`` milliseconds for a lock: whole seconds of it, as the server has them.
+        """All or nothing, but for what TRUNCATE and ALTER commit by themselves. Waits ``wait``
+        milliseconds for others in all, give or take a second: the server counts no less.
         """
         try:
             self._clean(wait)
@@ -67,16 +64,14 @@ class Run:
 
     def _clean(self, wait: int) -> None:
         program, connection = self.program, self.connection
-        self._deadline = time.monotonic() + wait / 1000
-        self._seconds = connection.flavour.seconds(wait)
-        is_prepared = connection.prepared == program.at_once
-        looking = [*program.apart] if self.alone else program.prepared[is_prepared:]
-        look = program.look(self._seconds, wait / 1000, self.newest, looking)
-        if not (self.alone or is_prepared):
-            connection.prepared = ""  # whatever comes of it
-        locked, idle, newest, sizes, held = connection.send(look)[0]
-        if not self.alone:
+        self._began, self._wait = time.monotonic(), wait
+        if self.alone:
+            looking = [*program.apart]
+        else:
+            looking = program.prepared[connection.prepared == program.at_once :]
             connection.prepared = program.at_once
+        look = program.look(wait, self.newest, looking)
+        locked, idle, newest, sizes, held = connection.send(look)[0]
         if locked != 1:
             raise LockWait("another clean of the database is running")
         if int(newest) != self.newest and not self.fits():
@@ -110,18 +105,19 @@ class Run:
             cannot = job.truncate or not job.facts.transactional
             rather = job.may_truncate and job.table.table in big
             (self.truncated if cannot or rather else self.emptied).append(job)
+        self._gone = {job.table.key for job in self.truncated}
         # A parent is deleted from before its child is truncated, if the child has to be.
-        keys = {job.table.key for job in self.truncated}
-        parents = {key.parent for key in program.keys if key.child in keys}
+        parents = {key.parent for key in program.keys if key.child in self._gone}
         self.emptied = [
             replace(job, unchecked=job.unchecked or job.table.key in parents)
             for job in self.emptied
         ]
-        gone = {job.table.table for job in self.truncated}
         self.altered: dict[str, int] = {}  # by table, the AUTO_INCREMENT to set
         self.cut: list[int] = []  # tables that are empty then, to be truncated for their counters
-        for table in moved.keys() - gone:
-            key, position = -moved[table].key, program.position(table)
+        for table, sequence in moved.items():
+            key, position = -sequence.key, program.position(table)
+            if key in self._gone:
+                continue
             facts = program.catalog.facts[key]
             if position == 1 and not (facts.versioned or facts.captured):
                 self.cut.append(key)
@@ -141,25 +137,26 @@ class Run:
     # -- doing it -------------------------------------------------------------------------
 
     def _work(self) -> None:
-        program = self.program
-        parents = program.parents
-        gone = {job.table.key for job in self.truncated}
+        program, gone = self.program, self._gone
+        referring = program.referring
         emptied = {job.table.key for job in self.emptied}
         # Whose children must not come back while nothing sees to the foreign keys.
-        unreferred = [key for table in gone for key in parents.get(table, ())]
+        unreferred = [key for table in gone for key in referring.get(table, ())]
         unreferred = [key for key in unreferred if key.child not in gone | emptied]
         guards = tuple(key for key in program.unguarded(self.emptied) if key.child not in gone)
         late: list[int] = []  # which are to be empty because they were
-        # For what is of no other session, and after the COMMIT.
-        statements, ends = [f"SET SESSION lock_wait_timeout = {max(1, self._seconds)}"], []
-        if self._lock_tables(guards):
-            statements += ["SET SESSION autocommit = 0", *program.emptied(self.emptied)]
-            late = [key for key in self.cut if key in parents and key not in emptied]
-            # To start a transaction unlocks the tables.
-            ends = ["SET SESSION autocommit = 1", "START TRANSACTION", "COMMIT"]
+        alone = self._lock_tables(guards)
+        left = self._left()  # for what is of no other session, and after the COMMIT
+        statements = [
+            f"SET SESSION innodb_lock_wait_timeout = {left}, lock_wait_timeout = {max(1, left)}"
+        ]
+        if alone:
+            statements.append(ALONE)
+            late = [key for key in self.cut if key in referring and key not in emptied]
         else:
-            statements += program.transaction(self.emptied) if self.emptied else []
+            statements += program.begun(self.emptied) if self.emptied else ()
             unreferred = []
+        statements += program.emptied(self.emptied)
         if guards or unreferred or late:
             query = program.check(guards, tuple(unreferred), late)
             found = _text(self.connection.send([*statements, query], True)[0][0])
@@ -171,17 +168,17 @@ class Run:
         cut = [program.catalog.facts[key].sql for key in self.cut]
         statements += program.truncations([*(job.facts.sql for job in self.truncated), *cut])
         statements += [program.put_back(table, at) for table, at in self.altered.items()]
-        statements += ends
+        statements += UNLOCK if alone else ()
         statements += [program.restart(sequence) for sequence in self.restarted]
         self.done = self._done()
-        self.connection.send([*statements, "DO RELEASE_ALL_LOCKS()"], True)
+        self.connection.send([*statements, RELEASE], True)
         self.newest += len(self.altered)
 
     def _lock_tables(self, guards: Guards) -> bool:
         """Have the tables for ourselves, if anything is to be done that can't be undone; False
         where there is no need, or this user may not, and each statement has to wait for itself.
         """
-        program, parents = self.program, self.program.parents
+        program, referring = self.program, self.program.referring
         facts, relation = program.catalog.facts, program.catalog.database.relation
         others = {*self.cut, *(key for key in facts if relation(key).table in self.altered)}
         jobs = [*self.truncated, *self.emptied]
@@ -189,10 +186,10 @@ class Run:
             return False
         # Who inserts into a child locks a row of its parent, and that is no use of the table.
         emptied = {*self.cut, *(job.table.key for job in jobs)}
-        others |= {key.child for table in emptied for key in parents.get(table, ())}
+        others |= {key.child for table in emptied for key in referring.get(table, ())}
         if self._lock(program.lock_tables(jobs, others, guards)):
             return True
-        for key in [key for key in self.cut if key in parents]:  # ALTER does no harm to children
+        for key in [key for key in self.cut if key in referring]:  # ALTER does no harm to children
             self.cut.remove(key)
             self.altered[relation(key).table] = 1
         return False
@@ -203,9 +200,9 @@ class Run:
         tables = {table.key for table in program.tables}
         for key, flag in zip(keys, found, strict=False):
             if flag == "1" and key in program.outside:
-                raise failures.reaches_outside(program.catalog, key)
+                raise reaches_outside(program.catalog.database, key)
             if flag == "1" and key.parent not in tables:
-                raise failures.lacks(program.catalog, key)
+                raise lacks(program.catalog.database, key)
             if flag == "1":
                 child = program.catalog.database.relation(key.child).name
                 raise Conflict(f"a row of {child} came while its parents were deleted")
@@ -213,7 +210,10 @@ class Run:
     def _lock(self, statement: str) -> bool:
         """Lock tables; False if this user may not."""
         while True:
+            left = self._left()
             try:
+                if left < self.connection.flavour.seconds(self._wait):
+                    self.connection.execute(f"SET SESSION lock_wait_timeout = {left}", True)
                 self.connection.execute(statement, True)
                 return True
             except self.connection.driver_error as error:
@@ -221,11 +221,16 @@ class Run:
                     return False
                 # The server's own purge uses tables, too, for a moment; and who has nothing but
                 # this to wait for can be the one that gives way in a deadlock, and ask again.
-                waited = self._seconds and failures.is_wait(error)
-                over = waited or time.monotonic() > self._deadline
+                waited = left and failures.is_wait(error)
+                over = waited or time.monotonic() > self._began + self._wait / 1000
                 if over or failures.passing(error) is None:
                     raise
                 waits.pause(_TURN)
+
+    def _left(self) -> int:
+        """Seconds that this run may still wait, as the server counts them."""
+        seconds = self.connection.flavour.seconds
+        return max(seconds(self._wait) - round(time.monotonic() - self._began), seconds(0))
 
     # -- what is done ---------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from cleaner.dialects.mysql.baseline import Captured, Column, both
 from cleaner.dialects.mysql.catalog import Catalog, Facts
 from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.discovery import unique_keys
+from cleaner.dialects.mysql.program import REPEATABLE
 from cleaner.dialects.mysql.sql import quote
 from cleaner.difference import (
     Diff,
@@ -40,7 +41,7 @@ def differences(
     """
     seconds = max(1, connection.flavour.seconds(wait))
     connection.execute(f"SET SESSION lock_wait_timeout = {seconds}")
-    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", True)
+    connection.execute(REPEATABLE, True)
     connection.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT", True)
     try:
         return _Comparison(connection, catalog, target, samples).run()

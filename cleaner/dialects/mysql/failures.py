@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+from cleaner.dialects.excluded import reaches_outside
 from cleaner.dialects.mysql.catalog import Catalog
 from cleaner.dialects.mysql.connection import number
 from cleaner.dialects.mysql.program import Program
 from cleaner.dialects.mysql.sql import account
-from cleaner.errors import CleanerError, ExcludedTableError
+from cleaner.errors import CleanerError
 from cleaner.retry import Conflict, LockWait, Stale, Transient
 from cleaner.spi import ForeignKey
 
@@ -35,7 +36,7 @@ def translate(error: Exception, program: Program) -> Exception:
         key = _key(str(error), program)
         if key is not None and key not in program.outside:
             return Conflict(_message(error))
-        return Stale(reaches_outside(catalog, key) if key else refused(error, catalog))
+        return Stale(reaches_outside(catalog.database, key) if key else refused(error, catalog))
     if code in _CHANGED:
         return Stale(refused(error, catalog))
     if code == _NOT_PREPARED:
@@ -55,18 +56,6 @@ def passing(error: Exception) -> Transient | None:
     if number(error) in _CONFLICTS:
         return Conflict(_message(error))
     return None
-
-
-def reaches_outside(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
-    """The error for rows that are to be kept, and refer to rows that are not."""
-    child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
-    return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
-
-
-def lacks(catalog: Catalog, key: ForeignKey) -> ExcludedTableError:
-    """The error for captured rows that refer to rows that were to be kept, and are gone."""
-    child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
-    return ExcludedTableError.lacking(child.name, parent.name, key.name)
 
 
 def refused(error: Exception, catalog: Catalog) -> Exception:

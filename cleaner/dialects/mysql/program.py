@@ -25,10 +25,14 @@ from cleaner.dialects.mysql.discovery import BASELINE
 from cleaner.dialects.mysql.flavour import MySQL
 from cleaner.dialects.mysql.sql import exists, quote
 from cleaner.dialects.strings import literal
+from cleaner.graph import reachable
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
 
 MANY = 1 << 20  # bytes of a table that is rather truncated than deleted from
 REPEATABLE = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+ALONE = "SET SESSION autocommit = 0"  # a transaction that does not unlock tables as it begins
+UNLOCK = ("SET SESSION autocommit = 1", "START TRANSACTION", "COMMIT")  # by one that does
+RELEASE = "DO RELEASE_ALL_LOCKS()"
 _OFF, _ON = "SET SESSION foreign_key_checks = 0", "SET SESSION foreign_key_checks = 1"
 
 Guards = tuple[ForeignKey, ...]
@@ -91,7 +95,7 @@ class Program:
         return {relation(-sequence.key).table: sequence for sequence in own}
 
     @cached_property
-    def parents(self) -> dict[int, tuple[ForeignKey, ...]]:
+    def referring(self) -> dict[int, tuple[ForeignKey, ...]]:
         """By table: the foreign keys of others onto it."""
         found: dict[int, list[ForeignKey]] = {}
         for key in self.keys:
@@ -101,29 +105,30 @@ class Program:
 
     def reached(self, keys: Iterable[int]) -> set[int]:
         """Those tables, and all that refer to one of them, directly or by others."""
-        found: set[int] = set()
-        ahead = [*keys]
-        while ahead:
-            table = ahead.pop()
-            if table not in found:
-                found.add(table)
-                ahead += [key.child for key in self.parents.get(table, ())]
-        return found
+        children = {
+            parent: [key.child for key in referring] for parent, referring in self.referring.items()
+        }
+        return reachable(keys, children)
 
     # -- 1. look --------------------------------------------------------------------------
 
-    def look(
-        self, seconds: int, patience: float, newest: int, looking: Iterable[str] = ()
-    ) -> list[str]:
-        """Take the lock and look; gives the lock back where there is nothing to do. The answer:
-        had the lock, gave it back, the newest DDL, counters and sizes, and a digit for each table
-        and sequence that was looked at ``looking`` so, or by :attr:`at_once`.
+    def look(self, wait: int, newest: int, looking: Iterable[str]) -> list[str]:
+        """Take the lock and look, in ``wait`` milliseconds if others are in the way; gives the lock
+        back where there is nothing to do. The answer: had the lock, gave it back, the newest DDL,
+        counters and sizes, and a digit for each table and sequence that was looked at ``looking``
+        so.
         """
         name = literal(lock_name(self.catalog.database.name))
+        waited = "(TIMESTAMPDIFF(MICROSECOND, @cleaner_began, SYSDATE(6)) + 500000) DIV 1000000"
+        seconds, least = self.flavour.seconds(wait), self.flavour.seconds(0)
+        left = f"IF(@cleaner_lock, GREATEST({seconds} - {waited}, {least}), {least})"
         return [
-            f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}",
-            f"SET @cleaner_lock = GET_LOCK({name}, {patience:.3f})",
-            *(looking or [self.at_once]),
+            "SET @cleaner_began = SYSDATE(6)",
+            f"SET @cleaner_lock = GET_LOCK({name}, {wait / 1000:.3f})",
+            f"SET @cleaner_left = {left}",
+            "SET SESSION innodb_lock_wait_timeout = @cleaner_left,"
+            " lock_wait_timeout = @cleaner_left",
+            *looking,
             f"SET @cleaner_idle = IF(@cleaner_newest = {newest} AND NOT LOCATE('1', @cleaner_held)"
             f" AND @cleaner_sizes IS NULL AND {int(self.can_be_idle)}, RELEASE_LOCK({name}), 0)",
             "SELECT @cleaner_lock, @cleaner_idle, @cleaner_newest, @cleaner_sizes, @cleaner_held",
@@ -199,22 +204,20 @@ class Program:
         locks = [f"{name} WRITE" for name in sorted(written)]
         locks += [f"{job.facts.captured.copy} READ" for job in jobs if job.facts.captured]
         for number, key in enumerate(keys):
-            child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
-            locks += [f"{child} {_alias('c', number)} READ", f"{parent} {_alias('p', number)} READ"]
+            child, parent = self._ends(number, key)
+            locks += [f"{child} READ", f"{parent} READ"]
         return "LOCK TABLES " + ", ".join(locks)
 
     # -- 3. in one transaction ------------------------------------------------------------
 
-    def transaction(self, jobs: Iterable[Job]) -> Iterator[str]:
-        """Begin it, and empty or restore the tables, which others may use meanwhile."""
-        jobs = [*jobs]
+    def begun(self, jobs: list[Job]) -> Iterator[str]:
+        """Begin one in which the tables are emptied though others may use them meanwhile."""
         yield REPEATABLE  # whoever inserts into what was deleted from waits for us
         yield "START TRANSACTION"
         # Parents first, as most writers come by them: who waits for us then holds nothing that
         # we want. By no index, in which rows would lie in another order than the one of DELETE.
         for job in reversed(jobs if len(jobs) > 1 else []):
             yield f"SELECT COUNT(*) INTO @cleaner_rows FROM {job.facts.sql} USE INDEX () FOR UPDATE"
-        yield from self.emptied(jobs)
 
     def emptied(self, jobs: Iterable[Job]) -> Iterator[str]:
         """Empty or restore the tables; foreign keys are checked after it again."""
@@ -239,7 +242,7 @@ class Program:
         for job in jobs:
             if job.facts.captured:
                 restored.add(job.table.key)
-            if job.unchecked or job.facts.captured or job.truncate:
+            if job.unchecked or job.facts.captured:
                 changed.add(job.table.key)
         return tuple(k for k in self.keys if k.parent in changed or k.child in restored)
 
@@ -256,14 +259,19 @@ class Program:
         looks += [exists(relation_sql(self.catalog, table)) for table in empty]
         return f"SELECT CONCAT({', '.join(looks)})"
 
-    def _orphan(self, number: int, key: ForeignKey) -> str:
+    def _ends(self, number: int, key: ForeignKey) -> tuple[str, str]:
+        """The tables that refer by it and are referred to, by the names that they have here."""
         child, parent = (relation_sql(self.catalog, end) for end in (key.child, key.parent))
+        return f"{child} {_alias('c', number)}", f"{parent} {_alias('p', number)}"
+
+    def _orphan(self, number: int, key: ForeignKey) -> str:
+        child, parent = self._ends(number, key)
         c, p = _alias("c", number), _alias("p", number)
         pairs = list(zip(key.columns, key.referred, strict=True))
         joined = " AND ".join(f"{c}.{quote(column)} = {p}.{quote(to)}" for column, to in pairs)
         given = " AND ".join(f"{c}.{quote(column)} IS NOT NULL" for column, _ in pairs)
         return (
-            f"EXISTS (SELECT 1 FROM {child} {c} LEFT JOIN {parent} {p} ON {joined}"
+            f"EXISTS (SELECT 1 FROM {child} LEFT JOIN {parent} ON {joined}"
             f" WHERE {given} AND {p}.{quote(pairs[0][1])} IS NULL LOCK IN SHARE MODE)"
         )
 
@@ -289,24 +297,26 @@ class Program:
 
     def __str__(self) -> str:
         lines = ["-- 1. one clean at a time; which tables hold rows, which counters have moved"]
-        lines += [f"{statement};" for statement in self.look(0, 0, self.catalog.newest)]
-        rows = [*self.transaction(j for j in self.jobs if not j.truncate and j.facts.transactional)]
-        if self.looked_at:
-            lines += ["-- 3. of these, what was found to be needed"]
-            lines += [f"{statement};" for statement in rows]
-            if keys := self.unguarded(self.looked_at):
-                lines.append(f"{self.check(keys)};")
-            lines.append("COMMIT;")
+        lines += self.look(0, self.catalog.newest, [self.at_once])
+        rows = [job for job in self.jobs if not job.truncate and job.facts.transactional]
+        keys = self.unguarded(rows)
+        lines.append("-- 2. alone with the tables, if 4 has something to do, or after a conflict")
+        lines += [self.lock_tables(self.jobs, (), keys), ALONE] if self.jobs else []
+        if rows:
+            lines += ["-- or else with others", *self.begun(rows)]
+            lines += ["-- 3. of these, what was found to be needed", *self.emptied(rows)]
+            lines += [self.check(keys)] if keys else []
+            lines.append("COMMIT")
         lines.append("-- 4. of these, what was found to be needed; each commits by itself")
         lasting = [
             job.facts.sql
             for job in self.jobs
             if job.truncate or not job.facts.transactional or job.may_truncate
         ]
-        lines += [f"{statement};" for statement in self.truncations(lasting)]
-        lines += [f"{self.put_back(table, self.position(table))};" for table in self.counters]
-        lines += [f"{self.restart(sequence)};" for sequence in self.real_sequences]
-        return "\n".join([*lines, "DO RELEASE_ALL_LOCKS();"])
+        lines += self.truncations(lasting)
+        lines += [self.put_back(table, self.position(table)) for table in self.counters]
+        lines += [*UNLOCK, *(self.restart(sequence) for sequence in self.real_sequences), RELEASE]
+        return "\n".join(line if line.startswith("--") else f"{line};" for line in lines)
 
     def position(self, table: str) -> int:
         """Where the table's AUTO_INCREMENT belongs."""

@@ -11,7 +11,7 @@ from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.looked import Looked
 from cleaner.dialects.mysql import activity, capture, failures
 from cleaner.dialects.mysql.catalog import Catalog, parse
-from cleaner.dialects.mysql.cleaning import NOTHING, Run
+from cleaner.dialects.mysql.cleaning import Run
 from cleaner.dialects.mysql.connection import MySQLConnection
 from cleaner.dialects.mysql.description import describe
 from cleaner.dialects.mysql.differences import differences
@@ -34,7 +34,7 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         self._newest_ddl: dict[str, int] = {}
         self._marked = ("", "")  # the last fingerprint that was found, and its mark
         self._met_conflict = False  # since the last try that came to its end
-        self._begun = NOTHING  # what tries have done since the last that came to its end
+        self._begun = Done()  # what tries have done since the last that came to its end
         super().__init__(source, guard, lock_timeout)
 
     def _vanished(self) -> None:
@@ -81,12 +81,13 @@ class MySQLSession(Looked[Catalog], MySQLConnection):
         run = Run(self, program, newest, fits, alone=self._met_conflict)
         try:
             run.clean(wait)
-        except Exception as failed:
-            self._met_conflict |= isinstance(failed, Conflict)
-            self._begun = run.done.after(self._begun)
+        except Conflict:
+            self._met_conflict = True
             raise
-        done = run.done.after(self._begun)
-        self._met_conflict, self._begun = False, NOTHING
+        finally:
+            self._begun = run.done.after(self._begun)
+        done, self._begun = self._begun, Done()
+        self._met_conflict = False
         self._newest_ddl = {fingerprint: run.newest}
         return done
 

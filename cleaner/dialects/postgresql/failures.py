@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cleaner.dialects.excluded import lacks, reaches_outside
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
 from cleaner.dialects.postgresql.program import (
     NEEDS_RELOAD,
@@ -121,9 +122,7 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
             )
         )
     if code == REACHES_OUTSIDE:
-        key = program.outside[positions[0]]
-        child, parent = catalog.database.relation(key.child), catalog.database.relation(key.parent)
-        return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)
+        return reaches_outside(catalog.database, program.outside[positions[0]])
     if code == NEEDS_TRUNCATE:
         table = program.tables[positions[0] - 1]
         return StrategyRefusedError(
@@ -146,7 +145,7 @@ def _lacks_parent(
         facts = catalog.facts[table.key]
         inside |= {*facts.leaves}
         restored |= {*facts.leaves} if facts.captured else set()
-    line, relation = first_line(error), catalog.database.relation
+    line = first_line(error)
     meant = [
         key
         for key in catalog.database.foreign_keys
@@ -154,8 +153,7 @@ def _lacks_parent(
     ]
     if not meant or any(key.child not in restored or key.parent in inside for key in meant):
         return None  # or another key of that name
-    child, parent = relation(meant[0].child).name, relation(meant[0].parent).name
-    return ExcludedTableError.lacking(child, parent, meant[0].name)
+    return lacks(catalog.database, meant[0])
 
 
 def passing(error: Exception) -> Transient | None:

@@ -84,7 +84,7 @@ class PostgresSession(Looked[Catalog], PostgresConnection):
     def run(self, program: Program | Recreation, wait: int) -> Done:
         if isinstance(program, Recreation):
             with self._clones(program.template) as clones:
-                return Done((), (), (), (), clones.recreate())
+                return Done(ended=clones.recreate())
         try:
             outcome = self._call(program, wait)
         except self.driver_error as error:

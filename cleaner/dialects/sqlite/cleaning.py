@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cleaner.dialects.base import Done
+from cleaner.dialects.excluded import lacks, reaches_outside
 from cleaner.dialects.sqlite.catalog import Ask
-from cleaner.dialects.sqlite.failures import reaches_outside
 from cleaner.dialects.sqlite.program import Counter, Program, Unit, put_back
 from cleaner.errors import NotCleanError, Survivor
 
@@ -21,7 +21,9 @@ def clean(ask: Ask, program: Program) -> Done:
     for unit in held:
         for key, guard in unit.guards:
             if ask(guard)[0][0]:
-                raise reaches_outside(key, program.target)
+                database = program.target.database
+                ours = database.relation(key.child) in program.target.tables
+                raise lacks(database, key) if ours else reaches_outside(database, key)
     triggers = list(dict.fromkeys(trigger for unit in held for trigger in unit.facts.triggers))
     _run(ask, (trigger.drop for trigger in triggers))
     for unit in held:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from cleaner.errors import CleanerError, ExcludedTableError
+from cleaner.errors import CleanerError
 from cleaner.retry import LockWait
-from cleaner.spi import ForeignKey, Target
 
 _MISSING = ("no such function", "no such collation", "no such module")
 
@@ -44,14 +43,3 @@ def refused(error: Exception, doing: str) -> Exception:
         "the file is damaged or its disk is full, or the schema is not what its triggers expect",
         "PRAGMA integrity_check",
     )
-
-
-def reaches_outside(key: ForeignKey, target: Target) -> ExcludedTableError:
-    """The error for rows outside the target that refer to rows that would go, or for captured rows
-    that refer to rows outside the target which have gone.
-    """
-    relation = target.database.relation
-    child, parent = relation(key.child), relation(key.parent)
-    if child in target.tables:
-        return ExcludedTableError.lacking(child.name, parent.name, key.name)
-    return ExcludedTableError.referring(child.name, parent.name, key.name, key.on_delete)

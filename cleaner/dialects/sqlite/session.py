@@ -117,7 +117,7 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
             # Another connection's writing shows in data_version, and our own in total_changes. Of
             # the application's the latter misses some: incremental blobs, whole images.
             if not self.borrows and self._clean.get(program) == self._written(program):
-                return Done((), (), (), ())
+                return Done()
             done = cleaning.clean(self.ask, program)
             if program.switches:
                 left = self._versions()
@@ -181,7 +181,7 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
     def _recreate(self, program: Recreation, wait: int) -> Done:
         template = "" if program.template == self._template.name else program.template
         self._imaged(lambda image: image.restore(template, wait))
-        return Done((), (), (), ())
+        return Done()
 
     def make_template(self) -> None:
         wait = round(self.lock_timeout * 1000)
