@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -89,15 +91,35 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Have no garbage collected in it, but afterwards.
+
+    A connection that a failed test has left open, and whose session was ended, is logged with its
+    traceback when it is collected; for which Python 3.11 parses the lines of that. In the middle of
+    another parse, such as pytest does all the time, that makes this fail with SystemError.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def project(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.Pytester]:
     """A project in an empty directory."""
     wanted = environment()
     for name in os.environ.keys() - wanted.keys():
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTEST_ADDOPTS", wanted["PYTEST_ADDOPTS"])
     pytester.makeconftest(CONFTEST)
-    return pytester
+    with uncollected():
+        yield pytester
 
 
 @pytest.fixture
