@@ -44,16 +44,19 @@ class Attempts:
         terminated: list[str] = []
         over = False
 
-        def in_the_way(wait: retry.LockWait, last: bool) -> None:
+        def in_the_way(wait: retry.LockWait | BlockedError, last: bool) -> None:
             nonlocal over
             ends = self._settings.on_blocked == "terminate" and not over
             if not last and not ends:
                 return
-            blockers = self._session.blockers(program())
-            ended = self._session.terminate(blockers) if ends else ()
+            if not isinstance(wait, BlockedError):
+                blocked = self._blocked(doing, self._session.blockers(program()))
+                blocked.__cause__ = wait
+                wait = blocked
+            ended = self._session.terminate(wait.blockers) if ends else ()
             terminated.extend(map(str, ended))
             if last and not ended:
-                raise self._blocked(doing, blockers) from wait
+                raise wait
             over = last
 
         result, attempts = self._tried(work, doing, in_the_way)
@@ -65,7 +68,9 @@ class Attempts:
         Raises BlockedError, RetriesExhaustedError.
         """
 
-        def in_the_way(wait: retry.LockWait, last: bool) -> None:
+        def in_the_way(wait: retry.LockWait | BlockedError, last: bool) -> None:
+            if isinstance(wait, BlockedError):
+                raise wait
             if last:
                 raise self._blocked(doing, self._session.blockers(None)) from wait
 
@@ -75,7 +80,7 @@ class Attempts:
         self,
         work: Callable[[int], Result],
         doing: str,
-        in_the_way: Callable[[retry.LockWait, bool], None],
+        in_the_way: Callable[[retry.LockWait | BlockedError, bool], None],
     ) -> tuple[Result, int]:
         attempts = 0
 
@@ -94,6 +99,8 @@ class Attempts:
                     in_the_way(error, last)
                     if not last:
                         raise
+                except BlockedError as error:  # of a look at the schema, which had all the time
+                    in_the_way(error, True)
                 attempts += 1
 
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -11,6 +13,7 @@ from sqlalchemy import create_engine
 from support.cases import AS_SUPERUSER, AUTO, DELETE, REPLICA, TRUNCATE, Watched, Way, clean, ways
 from support.database import Database
 
+from cleaner import Cleaner
 from cleaner.errors import BlockedError, ExcludedTableError
 
 TABLES = """
@@ -84,6 +87,51 @@ def test_none_of_more_attempts_than_milliseconds_waits_for_ever(
         with pytest.raises(BlockedError):
             cleaner.clean()
         rescue.cancel()
+
+
+LOOKS: dict[str, Callable[[Cleaner], object]] = {
+    "clean": Cleaner.clean,
+    "plan": Cleaner.plan,
+    "diff": Cleaner.diff,
+    "describe": Cleaner.describe,
+    "capture": Cleaner.capture,
+    "release": Cleaner.release,
+    "captured": lambda cleaner: cleaner.captured,
+    "fingerprint": lambda cleaner: cleaner.fingerprint,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_who_keeps_from_looking_at_the_schema_is_named(database: Database, look: str) -> None:
+    database.execute(TABLES + ROWS + "CREATE VIEW v AS SELECT x FROM a")
+    with database.cleaner() as cleaner:
+        cleaner.capture()
+    locked = "a" if look == "describe" else "cleaner_baseline.baseline"
+    with database.transaction() as holder:
+        holder.execute(f"LOCK TABLE {locked}".encode())
+        rescue = threading.Timer(20, holder.rollback)
+        rescue.start()
+        with (
+            database.cleaner(lock_timeout=0.2) as cleaner,
+            pytest.raises(BlockedError, match="Looking at") as caught,
+        ):
+            LOOKS[look](cleaner)
+        rescue.cancel()
+        assert [blocker.pid for blocker in caught.value.blockers] == [holder.info.backend_pid]
+
+
+def test_who_keeps_from_looking_at_the_schema_is_ended_where_settings_say_so(
+    database: Database,
+) -> None:
+    database.execute(TABLES + ROWS)
+    with database.cleaner(lock_timeout=0.5, on_blocked="terminate") as cleaner:
+        cleaner.capture()
+        database.execute("DELETE FROM b")
+        with suppress(psycopg.OperationalError), database.transaction() as holder:
+            holder.execute("LOCK TABLE cleaner_baseline.baseline")
+            report = cleaner.using().clean()
+            assert [str(holder.info.backend_pid) in who for who in report.terminated] == [True]
+        assert database.count("b") == 1
 
 
 @ways(*AS_SUPERUSER)

@@ -41,9 +41,7 @@ _SESSION = {
 }
 _SETUP = (
     "SELECT pg_catalog.current_database(), count(pg_catalog.set_config(v.name, v.value, false))"
-    " FROM (VALUES "
-    + ", ".join(f"('{name}', '{value}')" for name, value in _SESSION.items())
-    + ") v(name, value) JOIN pg_catalog.pg_settings s ON s.name = v.name"
+    " FROM (VALUES {}) v(name, value) JOIN pg_catalog.pg_settings s ON s.name = v.name"
     # Other systems may not be able to, and refuse it.
     " WHERE v.name <> 'client_connection_check_interval' OR pg_catalog.version() ~ 'linux'"
 )
@@ -95,8 +93,14 @@ class PostgresConnection(HeldConnection):
         self.states: dict[str, State] = {}
         super().__init__(source, guard, lock_timeout)
 
+    @property
+    def session_settings(self) -> dict[str, str]:
+        """What is set for the session as it begins."""
+        return _SESSION
+
     def _greet(self, cursor: Any) -> str:
-        cursor.execute(_SETUP)
+        settings = (f"('{name}', '{value}')" for name, value in self.session_settings.items())
+        cursor.execute(_SETUP.format(", ".join(settings)))
         name: str = cursor.fetchall()[0][0]
         return name
 

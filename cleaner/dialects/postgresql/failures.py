@@ -156,9 +156,14 @@ def _lacks_parent(
     return lacks(catalog.database, meant[0])
 
 
+def is_wait(error: Exception) -> bool:
+    """Whether a lock was not to be had in time."""
+    return sqlstate(error) == _LOCK_NOT_AVAILABLE
+
+
 def passing(error: Exception) -> Transient | None:
     """The error if it may pass when tried again, else None."""
-    if sqlstate(error) == _LOCK_NOT_AVAILABLE:
+    if is_wait(error):
         return LockWait(said(error))
     if sqlstate(error) in _CONFLICTS:
         return Conflict(first_line(error))

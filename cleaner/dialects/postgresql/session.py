@@ -22,7 +22,7 @@ from cleaner.dialects.postgresql.sql import quote
 from cleaner.dialects.postgresql.writer import compile_plan
 from cleaner.dialects.strings import literal
 from cleaner.difference import Diff
-from cleaner.errors import Blocker, ProvisionError, StrategyRefusedError
+from cleaner.errors import BlockedError, Blocker, ProvisionError, StrategyRefusedError
 from cleaner.retry import Stale
 from cleaner.spi import Database, Plan, Recreate, Relation, Target
 
@@ -32,7 +32,32 @@ class PostgresSession(Looked[Catalog], PostgresConnection):
 
     # -- looking --------------------------------------------------------------------------
 
+    @property
+    def session_settings(self) -> dict[str, str]:
+        # What shows an expression or a view waits for whoever has locked a table of it.
+        return {**super().session_settings, "lock_timeout": str(max(1, self._patience))}
+
+    @property
+    def _patience(self) -> int:
+        return round(self.lock_timeout * 1000)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        try:
+            yield
+        except self.driver_error as error:
+            if not failures.is_wait(error):
+                raise
+            name = self.execute("SELECT pg_catalog.current_database()")[0][0]
+            blockers = activity.blockers(self.execute, (), False, cleans=False)
+            work = f"Looking at {name}"
+            raise BlockedError.waiting(work, self.lock_timeout, blockers) from error
+
     def look(self) -> Database:
+        with self._looking():
+            return self._look()
+
+    def _look(self) -> Database:
         self._connect()
         version = self.engine.dialect.server_version_info or (14,)
         found = json.loads(self.execute(discovery(version))[0][0])
@@ -168,7 +193,8 @@ class PostgresSession(Looked[Catalog], PostgresConnection):
             clones.drop_template()
 
     def describe(self) -> frozenset[str]:
-        return frozenset(line for (line,) in self.execute(DESCRIPTION))
+        with self._looking():
+            return frozenset(line for (line,) in self.execute(DESCRIPTION))
 
     # -- other sessions -------------------------------------------------------------------
 
