@@ -266,6 +266,11 @@ class Cleaner:
         with self._session.mutex:
             return self._session.look().server
 
+    @property
+    def cancellable(self) -> bool:
+        """Whether a call of an AsyncCleaner may be cut off anywhere; else it has to be finished."""
+        return self._session.cancellable
+
     def connect(self) -> URL:
         """Connect now; returns the URL, with the driver that was chosen for it.
 

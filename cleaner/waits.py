@@ -6,6 +6,7 @@ greenlet of SQLAlchemy's, and is *awaited*: a wait is handed to the event loop.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 Result = TypeVar("Result")
+
+_TURN = 0.005  # seconds between two tries to take a lock without blocking
 
 _awaited: ContextVar[bool] = ContextVar("cleaner_awaited", default=False)
 
@@ -38,6 +41,37 @@ async def run(work: Callable[[], Result]) -> Result:
 
     with awaited():
         return await greenlet_spawn(work)
+
+
+async def finish(work: Callable[[], Result]) -> Result:
+    """The same, but who cancels it waits for its end."""
+    import asyncio
+
+    task = asyncio.ensure_future(run(work))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.cancelled() or task.exception()  # which is nobody's concern any more
+        raise cancelled
+    return task.result()
+
+
+class Mutex:
+    """A lock that its thread may take again. An event loop goes on while one of its tasks waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        while not self._lock.acquire(blocking=not is_awaited()):
+            pause(_TURN)
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
 
 
 def pause(seconds: float) -> None:

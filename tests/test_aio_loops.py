@@ -115,6 +115,37 @@ def test_two_loops_in_two_threads_may_share_it(url: URL, database: Database) -> 
     assert gone(database)
 
 
+def test_a_loop_goes_on_and_may_cancel_while_another_thread_has_its_turn(
+    url: URL, database: Database
+) -> None:
+    cleaner = AsyncCleaner(url, lock_timeout=60.0)
+    began = threading.Event()
+
+    async def first() -> None:
+        clean = asyncio.ensure_future(cleaner.clean())
+        await asyncio.sleep(0.2)
+        began.set()
+        await clean
+        await cleaner.close()
+
+    async def second() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(cleaner.clean(), 0.2)
+
+    with database.transaction() as other:
+        other.execute("INSERT INTO a DEFAULT VALUES")
+        thread = threading.Thread(target=asyncio.run, args=(first(),))
+        thread.start()
+        assert began.wait(60)
+        rescue = threading.Timer(20, other.rollback)
+        rescue.start()
+        asyncio.run(second())
+        assert rescue.is_alive()
+        rescue.cancel()
+        other.rollback()
+        thread.join()
+
+
 def test_tasks_take_turns_also_those_of_cleaners_that_share_the_connection(
     url: URL, database: Database
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 from support.lite import count, lite, run
@@ -50,6 +51,22 @@ def test_what_the_application_has_begun_is_neither_committed_nor_rolled_back(
     assert count(engine, "t") == 0
     run(engine, "INSERT INTO t VALUES (2)")
     assert Cleaner(engine).clean().tables == ("t",)
+
+
+def test_what_was_begun_and_went_with_its_engine_is_in_nobodys_way(tmp_path: Path) -> None:
+    engine, other = lite("memory", tmp_path), lite("memory", tmp_path)
+    for each in (engine, other):
+        run(each, "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
+    connection = engine.connect()
+    connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+    with pytest.raises(BlockedError):
+        Cleaner(engine).clean()
+    engine.dispose()
+    with pytest.raises(ProgrammingError):
+        connection.close()
+    for each in (other, engine):
+        run(each, "CREATE TABLE IF NOT EXISTS t (a)", "INSERT INTO t VALUES (1)")
+        assert Cleaner(each).clean().tables == ("t",)
 
 
 @pytest.mark.parametrize("kind", ["memory", "memory, keys enforced"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from sqlalchemy import URL, Engine
 from cleaner.difference import Diff
 from cleaner.errors import Blocker
 from cleaner.spi import Database, Plan, Relation, Target
+from cleaner.waits import Mutex
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,12 @@ class Session(Protocol):
     round_trips: int
     least_wait: int
     """The shortest time for which the server can wait for a lock, in milliseconds."""
-    mutex: threading.RLock
+    mutex: Mutex
     """Held by whoever asks something of the session; a forked child gets a new one."""
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether no more is lost than a connection where the driver's work is cut off."""
 
     def connect(self) -> URL:
         """Open the connection, if it is not; returns the URL with the driver in use."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 import traceback
 import weakref
@@ -38,7 +37,7 @@ class HeldConnection(Drivers, ABC):
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
-        self.mutex = threading.RLock()
+        self.mutex = waits.Mutex()
         self.engine = self._own_engine(source, awaited=waits.is_awaited())
         self._home = home_of(self.engine.dialect, awaited=waits.is_awaited())
         self._guard = guard
@@ -59,6 +58,10 @@ class HeldConnection(Drivers, ABC):
 
     def _vanished(self) -> None:
         """The connection is gone, and whatever was known of its session with it."""
+
+    @property
+    def cancellable(self) -> bool:
+        return True
 
     # -- connecting -------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class HeldConnection(Drivers, ABC):
     def disown(self) -> None:
         """In a forked child: leave the connection to the parent, and begin anew."""
         connection = self._connection
-        self.mutex = threading.RLock()  # a thread that is not here may have held it
+        self.mutex = waits.Mutex()  # a thread that is not here may have held it
         self._forget()
         if connection is None:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,10 +35,11 @@ class GenericConnection:
     """
 
     least_wait = 1
+    cancellable = True
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
-        self.mutex = threading.RLock()
+        self.mutex = waits.Mutex()
         self.lock_timeout = lock_timeout
         self._guard: Guard | None = guard
         self._shared = isinstance(source, Engine) and isinstance(source.pool, _ONE_CONNECTION)
@@ -94,7 +94,7 @@ class GenericConnection:
 
     def disown(self) -> None:
         """In a forked child: leave the connections to the parent, and begin anew."""
-        self.mutex = threading.RLock()
+        self.mutex = waits.Mutex()
         if not self._shared:
             self.engine.dispose(close=False)
 

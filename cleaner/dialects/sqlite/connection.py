@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sqlite3 import Error
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,7 +26,8 @@ from cleaner.settings import masked
 _POLL = 0.002  # seconds between two tries for what SQLite does not wait for itself
 _SHARED = (StaticPool, SingletonThreadPool)  # they hand out one connection again and again
 _left_to_parents: list[Connection] = []  # to close one in a child would free the parent's locks
-_busy: list[Any] = []  # checked out of a pool that would roll back what is not ours
+# Checked out of the pool of that engine, which would roll back what is not ours.
+_busy: list[tuple[Engine, Any]] = []
 
 
 class SqliteConnection(HeldConnection):
@@ -52,6 +54,22 @@ class SqliteConnection(HeldConnection):
         self._deadline = 0.0
         self._busy_timeout = -1
         self.path = ""  # of the file that was opened; empty for a database in memory
+        if self._shares_memory and self.engine.dialect.is_async and not waits.is_awaited():
+            raise SettingsError(
+                f"A Cleaner can't reach the database in memory of {masked(self.engine.url)}.",
+                "its only connection belongs to the event loop of the application",
+                "AsyncCleaner(engine, Base)",
+            )
+
+    @property
+    def _shares_memory(self) -> bool:
+        """Whether the application's engine has but one connection, to a database in memory."""
+        pooled = self._source is not None and isinstance(self._source.pool, _SHARED)
+        return pooled and not file_of(self.engine.url)
+
+    @property
+    def cancellable(self) -> bool:
+        return not self._shares_memory
 
     # -- connecting -----------------------------------------------------------------------
 
@@ -118,7 +136,7 @@ class SqliteConnection(HeldConnection):
     def disown(self) -> None:
         if self._connection is not None:
             _left_to_parents.append(self._connection)
-        self.mutex = type(self.mutex)()
+        self.mutex = waits.Mutex()
         self._lent = None
         self._forget()
 
@@ -151,16 +169,17 @@ class SqliteConnection(HeldConnection):
     @contextmanager
     def _checked_out(self) -> Iterator[Any]:
         assert self._source is not None
-        for each in [each for each in _busy if not _in_transaction(each)]:
-            _busy.remove(each)
-            each.close()
+        for engine, each in [*_busy]:
+            if engine is self._source and not (begun := _has_begun(each)):
+                _busy.remove((engine, each))
+                each.close() if begun is not None else each.invalidate()
         lent = self._source.raw_connection()
         try:
             yield lent
         finally:
             # The pool rolls back what is given back to it: here, what is the application's.
-            if _in_transaction(lent):
-                _busy.append(lent)
+            if _has_begun(lent):
+                _busy.append((self._source, lent))
             else:
                 lent.close()
 
@@ -318,6 +337,14 @@ def _no_turn() -> Iterator[None]:
 
 def _in_transaction(connection: Any) -> bool:
     return bool(driver_of(connection).in_transaction)
+
+
+def _has_begun(connection: Any) -> bool | None:
+    """The same; None of one that was closed meanwhile."""
+    try:
+        return _in_transaction(connection)
+    except (ValueError, Error):  # of aiosqlite, of the driver
+        return None
 
 
 def driver_of(connection: Any) -> Any:
