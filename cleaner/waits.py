@@ -6,16 +6,14 @@ greenlet of SQLAlchemy's, and is *awaited*: a wait is handed to the event loop.
 
 from __future__ import annotations
 
-import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 Result = TypeVar("Result")
-
-_TURN = 0.005  # seconds between two tries to take a lock without blocking
 
 _awaited: ContextVar[bool] = ContextVar("cleaner_awaited", default=False)
 
@@ -40,7 +38,22 @@ async def run(work: Callable[[], Result]) -> Result:
     from sqlalchemy.util import greenlet_spawn
 
     with awaited():
-        return await greenlet_spawn(work)
+        try:
+            return await greenlet_spawn(work)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                _let_go(error)
+            raise
+
+
+def _let_go(ended_by: BaseException) -> None:
+    """Clear what was cut short. Of SQLite a statement lives, and keeps its locks though its
+    connection was closed, for as long as somebody has the cursor.
+    """
+    error: BaseException | None = ended_by
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 async def finish(work: Callable[[], Result]) -> Result:
@@ -58,20 +71,6 @@ async def finish(work: Callable[[], Result]) -> Result:
         task.cancelled() or task.exception()  # which is nobody's concern any more
         raise cancelled
     return task.result()
-
-
-class Mutex:
-    """A lock that its thread may take again. An event loop goes on while one of its tasks waits."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        while not self._lock.acquire(blocking=not is_awaited()):
-            pause(_TURN)
-
-    def __exit__(self, *raised: object) -> None:
-        self._lock.release()
 
 
 def pause(seconds: float) -> None:

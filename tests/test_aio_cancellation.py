@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import sqlite3
 import sys
+from contextlib import closing
+from pathlib import Path
 
+import anyio
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine
 from support.database import Database
@@ -142,3 +147,32 @@ def test_cancelling_a_capture_leaves_the_baseline_as_it_was(
             await cleaner.release()
 
     asyncio.run(cut_short())
+
+
+def test_a_clean_of_a_file_that_a_cancel_scope_ends_leaves_no_lock(tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    file = tmp_path / "app_test.db"
+    gc.disable()  # which would do for us what is to be done at once
+
+    async def many() -> int:
+        cancelled = 0
+        async with AsyncCleaner(f"sqlite+aiosqlite:///{file}") as cleaner:
+            await cleaner.clean()
+            for _ in range(60):
+                with closing(sqlite3.connect(file, timeout=0)) as other:
+                    other.execute("INSERT INTO t DEFAULT VALUES")
+                    other.commit()
+                with anyio.move_on_after(chance.uniform(0, 0.04)) as scope:
+                    await cleaner.clean()
+                cancelled += scope.cancelled_caught
+            with closing(sqlite3.connect(file, timeout=0)) as other:
+                other.execute("INSERT INTO t DEFAULT VALUES")
+        return cancelled
+
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT)")
+    try:
+        assert anyio.run(many), f"seed {seed}"
+    finally:
+        gc.enable()

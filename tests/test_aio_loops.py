@@ -146,6 +146,36 @@ def test_a_loop_goes_on_and_may_cancel_while_another_thread_has_its_turn(
         thread.join()
 
 
+def test_a_loop_that_was_stopped_in_the_middle_of_a_call_is_not_waited_for_without_end(
+    url: URL, database: Database
+) -> None:
+    cleaner = AsyncCleaner(url, lock_timeout=0.5)
+    stopped, go_on = threading.Event(), threading.Event()
+
+    def stop_in_the_middle() -> None:
+        loop = asyncio.new_event_loop()
+        clean = loop.create_task(cleaner.clean())
+        while not database.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            loop.run_until_complete(asyncio.sleep(0.01))
+        stopped.set()
+        go_on.wait(60)
+        clean.cancel()
+        loop.run_until_complete(asyncio.gather(clean, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    with database.transaction() as other:
+        other.execute("INSERT INTO a DEFAULT VALUES")
+        thread = threading.Thread(target=stop_in_the_middle)
+        thread.start()
+        assert stopped.wait(60)
+        with pytest.raises(BlockedError, match="Another event loop"):
+            asyncio.run(asyncio.wait_for(cleaner.clean(), 30))
+    go_on.set()
+    thread.join()
+    asyncio.run(once(cleaner.clean))
+
+
 def test_tasks_take_turns_also_those_of_cleaners_that_share_the_connection(
     url: URL, database: Database
 ) -> None:

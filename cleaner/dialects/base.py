@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import URL, Engine
 
 from cleaner.difference import Diff
 from cleaner.errors import Blocker
 from cleaner.spi import Database, Plan, Relation, Target
-from cleaner.waits import Mutex
+
+if TYPE_CHECKING:
+    from cleaner.dialects.mutex import Mutex
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cleaner import waits
 from cleaner.dialects.base import Guard
 from cleaner.dialects.drivers import Drivers
 from cleaner.dialects.homes import home_of
+from cleaner.dialects.mutex import Mutex
 from cleaner.errors import CleanerError, ProvisionError
 from cleaner.settings import masked
 
@@ -37,7 +38,7 @@ class HeldConnection(Drivers, ABC):
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
-        self.mutex = waits.Mutex()
+        self.mutex = Mutex(lock_timeout)
         self.engine = self._own_engine(source, awaited=waits.is_awaited())
         self._home = home_of(self.engine.dialect, awaited=waits.is_awaited())
         self._guard = guard
@@ -136,7 +137,7 @@ class HeldConnection(Drivers, ABC):
     def disown(self) -> None:
         """In a forked child: leave the connection to the parent, and begin anew."""
         connection = self._connection
-        self.mutex = waits.Mutex()  # a thread that is not here may have held it
+        self.mutex = Mutex(self.lock_timeout)  # a thread that is not here may have held it
         self._forget()
         if connection is None:
             return

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 from cleaner import waits
 from cleaner.dialects.base import Guard
 from cleaner.dialects.drivers import engine_maker
+from cleaner.dialects.mutex import Mutex
 from cleaner.errors import ProvisionError, SettingsError
 from cleaner.settings import masked
 
@@ -39,7 +40,7 @@ class GenericConnection:
 
     def __init__(self, source: URL | Engine, guard: Guard, lock_timeout: float) -> None:
         self.round_trips = 0
-        self.mutex = waits.Mutex()
+        self.mutex = Mutex(lock_timeout)
         self.lock_timeout = lock_timeout
         self._guard: Guard | None = guard
         self._shared = isinstance(source, Engine) and isinstance(source.pool, _ONE_CONNECTION)
@@ -94,7 +95,7 @@ class GenericConnection:
 
     def disown(self) -> None:
         """In a forked child: leave the connections to the parent, and begin anew."""
-        self.mutex = waits.Mutex()
+        self.mutex = Mutex(self.lock_timeout)
         if not self._shared:
             self.engine.dispose(close=False)
 

@@ -17,6 +17,7 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from cleaner import waits
 from cleaner.dialects.base import Guard
 from cleaner.dialects.held import HeldConnection
+from cleaner.dialects.mutex import Mutex
 from cleaner.dialects.sqlite.failures import is_locked
 from cleaner.dialects.sqlite.locks import holders, turn_at
 from cleaner.errors import BlockedError, Blocker, CleanerError, ProvisionError, SettingsError
@@ -136,7 +137,7 @@ class SqliteConnection(HeldConnection):
     def disown(self) -> None:
         if self._connection is not None:
             _left_to_parents.append(self._connection)
-        self.mutex = waits.Mutex()
+        self.mutex = Mutex(self.lock_timeout)
         self._lent = None
         self._forget()
 
