@@ -172,6 +172,26 @@ def test_a_table_that_comes_goes_or_changes_is_noticed(duckdb: Engine) -> None:
         assert cleaner.fingerprint != print_before
 
 
+def test_another_schema_is_left_alone_and_so_is_what_says_which_migrations_ran(
+    duckdb: Engine,
+) -> None:
+    run(
+        duckdb,
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.tree (id integer)",
+        "CREATE TABLE other.late (id integer)",
+        "INSERT INTO other.tree VALUES (1)",
+        "INSERT INTO other.late VALUES (1)",
+        "CREATE TABLE migrated (version_num varchar(32) NOT NULL)",
+        "INSERT INTO migrated VALUES ('abc')",
+        "INSERT INTO tree VALUES (1, NULL)",
+    )
+    with Cleaner(duckdb) as cleaner:
+        assert cleaner.clean().tables == ("tree",)
+        cleaner.verify()
+    assert [rows(duckdb, name) for name in ("other.tree", "other.late", "migrated")] == [1, 1, 1]
+
+
 def test_sequences_that_go_on_are_named(duckdb: Engine) -> None:
     run(duckdb, "CREATE SEQUENCE tickets")
     with Cleaner(duckdb) as cleaner:

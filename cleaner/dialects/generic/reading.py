@@ -53,9 +53,11 @@ class Catalog:
 def catalog(engine: Engine, name: str, *, eager: bool) -> Catalog:
     """What the default schema of the database holds."""
     inspector = inspect(engine)
-    tables = sorted(inspector.get_table_names())
+    tables = sorted(table_names(inspector))
     views = _offered(inspector.get_view_names) or []
     schema = inspector.default_schema_name or ""
+    columns = _offered(inspector.get_multi_columns)
+    named = _column_names(engine, columns, schema)
     numbers = {table: number for number, table in enumerate([*tables, *views], 1)}
     relations = [
         Relation(
@@ -65,10 +67,10 @@ def catalog(engine: Engine, name: str, *, eager: bool) -> Catalog:
             name=each,
             kind="view" if each in views else "table",
             untruncatable=_NO_TRUNCATE,
+            bookkeeping=named.get(each) == ["version_num"],
         )
         for each, number in numbers.items()
     ]
-    columns = _offered(inspector.get_multi_columns)
     keys, nullable = _foreign_keys(engine, inspector, columns, schema, numbers)
     sequences = [
         Sequence(-number, schema, sequence, sequence, owner=owner, refusal=_NO_RESTART)
@@ -98,6 +100,21 @@ def catalog(engine: Engine, name: str, *, eager: bool) -> Catalog:
         frozenset(nullable),
         eager,
     )
+
+
+def table_names(inspector: Inspector) -> set[str]:
+    """The tables of the default schema: asked for none, some dialects tell those of all."""
+    return set(inspector.get_table_names(schema=inspector.default_schema_name))
+
+
+def _column_names(engine: Engine, columns: Columns | None, schema: str) -> dict[str, list[str]]:
+    """By table; nothing where nobody can tell."""
+    if columns is not None:
+        return {name: [each["name"] for each in listed] for (_, name), listed in columns.items()}
+    named: dict[str, list[str]] = {}
+    for (name, each), _ in _offered(lambda: _standard_columns(engine, schema)) or ():
+        named.setdefault(name, []).append(each)
+    return named
 
 
 def described(engine: Engine, found: Catalog) -> Iterator[str]:

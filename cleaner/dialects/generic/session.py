@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from cleaner.dialects.base import Done, Guard, Health
 from cleaner.dialects.generic.cleaning import Program, Run, compiled, count, name_of
 from cleaner.dialects.generic.connection import GenericConnection
-from cleaner.dialects.generic.reading import Catalog, catalog, described
+from cleaner.dialects.generic.reading import Catalog, catalog, described, table_names
 from cleaner.dialects.looked import Looked
 from cleaner.difference import Diff, RowDiff, TableDiff, Value
 from cleaner.errors import Blocker, CleanerError, StrategyRefusedError
@@ -99,10 +99,10 @@ class GenericSession(Looked[Catalog], GenericConnection):
         self.round_trips += 1
         with self._open() as connection:
             try:
-                names = inspect(connection).get_table_names()
+                names = table_names(inspect(connection))
             except DBAPIError as error:
                 raise self._passing(error) or self._refused(error) from error
-        if program.catalog.names != set(names):
+        if program.catalog.names != names:
             raise Stale
 
     def _compare(self, program: Program, error: Exception) -> None:
