@@ -220,6 +220,29 @@ def test_many_pages_under_an_idle_reader_are_deleted(database: Database, way: Wa
 
 
 @ways(*AS_SUPERUSER)
+def test_a_table_that_is_committed_after_a_newer_one_is_cleaned(
+    database: Database, way: Way
+) -> None:
+    database.execute("CREATE TABLE a (id int)")
+    for known in (False, True):
+        with database.cleaner(strategy=way.strategy) as cleaner:
+            if known:
+                cleaner.clean()
+            with database.connect(autocommit=False) as migration:
+                migration.execute(f"CREATE TABLE late_{known} (id int)".encode())
+                database.execute(f"CREATE TABLE newer_{known} (id int)")
+                for _ in range(2):
+                    cleaner.clean()
+                migration.execute(f"INSERT INTO late_{known} VALUES (1)".encode())
+            cleaner.clean()
+            assert database.count(f"late_{known}") == 0
+            database.execute(f"INSERT INTO late_{known} VALUES (1)")
+            report = cleaner.clean()
+            assert f"late_{known}".lower() in report.tables
+            assert report.round_trips == 1  # it is known to be settled
+
+
+@ways(*AS_SUPERUSER)
 def test_tables_may_come_and_go_between_two_cleans(database: Database, way: Way) -> None:
     database.execute("CREATE TABLE t (id serial PRIMARY KEY, x int)")
     with Watched(database, way) as watched:

@@ -14,8 +14,8 @@ session), runs in a transaction of its own, and does in this order:
 Step 4 costs nothing in the ordinary case. Every expression of step 3 carries a *stamp*: a
 function declared IMMUTABLE, so that the planner computes it when it plans the expression. When
 something is altered on a table, the server discards the cached plan, and the stamp changes with
-the next one. New relations show in ``max(pg_class.oid)``. Only when one of the two has changed is
-the fingerprint of the catalogs computed.
+the next one. New relations show in ``max(pg_class.oid)``. Only when one of the two has changed, or
+a relation may have been made and not committed, is the fingerprint of the catalogs computed.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ _NEWEST = (
     "# (SELECT coalesce(sum("
     "pg_catalog.hashint8(seqstart) # pg_catalog.hashint8(seqcache)), 0) FROM pg_catalog.pg_sequence)"
 )
+# Who makes a relation holds it until the end of the transaction. One that is older than the newest,
+# and committed after it, would never show: as long as there may be such the next call looks again.
+_UNSETTLED = """IF EXISTS (
+        SELECT FROM pg_catalog.pg_locks
+         WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock'
+           AND pid IS DISTINCT FROM pg_catalog.pg_backend_pid() AND database =
+               (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
+    THEN latest := -1; END IF;"""
 
 
 def compile_plan(plan: Plan, target: Target, catalog: Catalog) -> Program:
@@ -257,4 +265,5 @@ END IF;"""
 IF {stale} THEN
     SELECT {FINGERPRINT} INTO print;
     IF print <> {literal(self.catalog.database.fingerprint)} THEN RETURN NULL; END IF;
+    {"" if self.truncates else _UNSETTLED}
 END IF;"""
