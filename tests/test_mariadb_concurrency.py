@@ -560,6 +560,32 @@ def test_an_ordinary_clean_takes_few_round_trips(mariadb: MariaDatabase) -> None
         cleaner.verify()
 
 
+def test_a_table_that_was_being_made_during_a_clean_is_cleaned(mariadb: MariaDatabase) -> None:
+    mariadb.execute(f"{ONE}; INSERT INTO one VALUES (1, 1), (2, 2)")
+    migration = mariadb.connect()
+    with mariadb.cleaner(lock_timeout=20) as cleaner:
+        cleaner.plan()
+        pid = migration.thread_id()
+        thread = threading.Thread(
+            target=migration.cursor().execute,
+            args=("CREATE TABLE late AS SELECT id, SLEEP(0.6) FROM one",),
+        )
+        thread.start()
+        until(
+            lambda: mariadb.execute(
+                "SELECT 1 FROM information_schema.PROCESSLIST"
+                f" WHERE ID = {pid} AND INFO LIKE 'CREATE%'"
+            ),
+            "the migration runs",
+        )
+        cleaner.clean()
+        thread.join()
+        assert mariadb.count("late") == 2
+        assert "late" in cleaner.clean().tables
+        assert mariadb.count("late") == 0
+    migration.close()
+
+
 def test_two_changes_in_one_second_are_told_apart(mariadb: MariaDatabase) -> None:
     other = mariadb.another()
     mariadb.execute("CREATE TABLE one (id int PRIMARY KEY)")

@@ -69,13 +69,15 @@ class Facts:
 class Catalog:
     """A database as :class:`cleaner.spi.Database` says it, and what only its server knows.
 
-    ``positions`` are the captured next values of sequences, by their keys.
+    ``positions`` are the captured next values of sequences, by their keys. ``newest`` and ``names``
+    tell whether there may be anything new.
     """
 
     database: Database
     facts: Mapping[int, Facts]
     positions: Mapping[int, int]
     newest: int
+    names: str
     has_baseline: bool
 
 
@@ -145,6 +147,7 @@ class _Parser:
                 if sequence.name in self.captured_positions
             },
             newest=self.found.newest,
+            names=self.found.names,
             has_baseline=any(is_ours(row[0]) for row in self.found.tables),
         )
 

@@ -71,15 +71,17 @@ class Run:
             looking = program.prepared[connection.prepared == program.at_once :]
             connection.prepared = program.at_once
         look = program.look(wait, self.newest, looking)
-        locked, idle, newest, sizes, held = connection.send(look)[0]
+        locked, idle, newest, tables, held = connection.send(look)[0]
         if locked != 1:
             raise LockWait("another clean of the database is running")
-        if int(newest) != self.newest and not self.fits():
+        names, _, sizes = _text(tables).partition(" ")
+        changed = int(newest) != self.newest or names != program.catalog.names
+        if changed and not self.fits():
             raise Stale
         self.newest = int(newest)
         if idle == 1:
             return
-        self._decide(_text(held), _text(sizes))
+        self._decide(_text(held), sizes)
         self._work()
 
     # -- what is to be done ---------------------------------------------------------------

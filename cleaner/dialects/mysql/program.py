@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cleaner.dialects.mysql.catalog import Catalog, Facts, relation_sql
-from cleaner.dialects.mysql.discovery import BASELINE
+from cleaner.dialects.mysql.discovery import BASELINE, NAMES
 from cleaner.dialects.mysql.flavour import MySQL
 from cleaner.dialects.mysql.sql import exists, quote
 from cleaner.dialects.strings import literal
@@ -115,23 +115,23 @@ class Program:
     def look(self, wait: int, newest: int, looking: Iterable[str]) -> list[str]:
         """Take the lock and look, in ``wait`` milliseconds if others are in the way; gives the lock
         back where there is nothing to do. The answer: had the lock, gave it back, the newest DDL,
-        counters and sizes, and a digit for each table and sequence that was looked at ``looking``
-        so.
+        the tables' names with counters and sizes, and a digit for each table and sequence that was
+        looked at ``looking`` so.
         """
         name = literal(lock_name(self.catalog.database.name))
         waited = "(TIMESTAMPDIFF(MICROSECOND, @cleaner_began, SYSDATE(6)) + 500000) DIV 1000000"
         seconds, least = self.flavour.seconds(wait), self.flavour.seconds(0)
         left = f"IF(@cleaner_lock, GREATEST({seconds} - {waited}, {least}), {least})"
         return [
-            "SET @cleaner_began = SYSDATE(6)",
-            f"SET @cleaner_lock = GET_LOCK({name}, {wait / 1000:.3f})",
+            f"SET @cleaner_began = SYSDATE(6), @cleaner_lock = GET_LOCK({name}, {wait / 1000:.3f})",
             f"SET @cleaner_left = {left}",
             "SET SESSION innodb_lock_wait_timeout = @cleaner_left,"
             " lock_wait_timeout = @cleaner_left",
             *looking,
             f"SET @cleaner_idle = IF(@cleaner_newest = {newest} AND NOT LOCATE('1', @cleaner_held)"
-            f" AND @cleaner_sizes IS NULL AND {int(self.can_be_idle)}, RELEASE_LOCK({name}), 0)",
-            "SELECT @cleaner_lock, @cleaner_idle, @cleaner_newest, @cleaner_sizes, @cleaner_held",
+            f" AND @cleaner_tables = '{self.catalog.names}' AND {int(self.can_be_idle)},"
+            f" RELEASE_LOCK({name}), 0)",
+            "SELECT @cleaner_lock, @cleaner_idle, @cleaner_newest, @cleaner_tables, @cleaner_held",
         ]
 
     @cached_property
@@ -173,11 +173,11 @@ class Program:
         held = f"CONCAT(\n    {f',{chr(10)}    '.join(looks)})" if looks else "''"
         big = f"DATA_LENGTH >= {MANY}"
         return (
-            f"SELECT {self.flavour.newest},\n  (SELECT GROUP_CONCAT(HEX(TABLE_NAME), ':',"
-            f" COALESCE(AUTO_INCREMENT, 1), ':', {big} SEPARATOR ' ')"
-            " FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()"
-            f" AND (AUTO_INCREMENT > 1 OR {big})),\n  {held}\n"
-            "  INTO @cleaner_newest, @cleaner_sizes, @cleaner_held"
+            f"SELECT {self.flavour.newest},\n  (SELECT CONCAT({NAMES}, COALESCE(GROUP_CONCAT("
+            f"IF(AUTO_INCREMENT > 1 OR {big}, CONCAT(' ', HEX(TABLE_NAME), ':',"
+            f" COALESCE(AUTO_INCREMENT, 1), ':', {big}), NULL) SEPARATOR ''), ''))"
+            f" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()),\n  {held}\n"
+            "  INTO @cleaner_newest, @cleaner_tables, @cleaner_held"
         )
 
     def _has_moved(self, sequence: Sequence) -> str:
