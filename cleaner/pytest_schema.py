@@ -6,7 +6,13 @@ import warnings
 from collections.abc import Callable
 
 from cleaner.api import Cleaner
-from cleaner.errors import SchemaChangedError, SchemaWarning
+from cleaner.errors import (
+    BlockedError,
+    CleanerError,
+    RetriesExhaustedError,
+    SchemaChangedError,
+    SchemaWarning,
+)
 
 
 class SchemaGuard:
@@ -36,6 +42,11 @@ class SchemaGuard:
         except SchemaChangedError as error:  # what was captured can't be put back
             lost = error.what
             if self._recreating is None:
+                raise
+        except (BlockedError, RetriesExhaustedError):
+            raise
+        except CleanerError:  # such as for a constraint that captured rows violate
+            if self._recreating is None or self._cleaner.describe() == self._described:
                 raise
         now, before = self._cleaner.describe(), self._described
         lines = [f"+ {line}" for line in sorted(now - before)]

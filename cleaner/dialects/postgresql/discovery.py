@@ -15,7 +15,7 @@ _KEPT = """(SELECT oid FROM pg_catalog.pg_class
       WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't')"""
 FINGERPRINT = f"""pg_catalog.concat_ws(' ',
     (SELECT sum(hash_record_extended((oid, relname, relnamespace, relowner, relkind, relispartition,
-            relrowsecurity, relforcerowsecurity, relreplident), 0))
+            relrowsecurity, relforcerowsecurity, relreplident, relacl, reloptions), 0))
        FROM pg_catalog.pg_class
       WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't'),
     (SELECT sum(hash_record_extended((attrelid, attnum, attname, atttypid, atttypmod, attnotnull,
@@ -24,12 +24,18 @@ FINGERPRINT = f"""pg_catalog.concat_ws(' ',
     (SELECT sum(hash_record_extended((oid, conrelid, confrelid, contype, confdeltype,
             condeferrable), 0))
        FROM pg_catalog.pg_constraint WHERE conrelid IN {_KEPT}),
-    (SELECT sum(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype), 0))
+    (SELECT sum(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype, tgfoid, tgargs,
+            tgqual::text), 0))
        FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
     (SELECT sum(hash_record_extended((oid, ev_class, rulename, ev_type, ev_enabled), 0))
        FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
     (SELECT sum(hash_record_extended((inhrelid, inhparent), 0)) FROM pg_catalog.pg_inherits),
-    (SELECT sum(hash_record_extended((seqrelid, seqstart, seqcache), 0)) FROM pg_catalog.pg_sequence),
+    (SELECT sum(hash_record_extended((seqrelid, seqstart, seqcache, seqincrement, seqmin, seqmax,
+            seqcycle), 0)) FROM pg_catalog.pg_sequence),
+    (SELECT sum(hash_record_extended((oid, nspname, nspowner), 0)) FROM pg_catalog.pg_namespace
+      WHERE nspname !~ '^pg_'),
+    (SELECT sum(hash_record_extended((oid, polname, polcmd, polroles, polpermissive,
+            polqual::text, polwithcheck::text), 0)) FROM pg_catalog.pg_policy),
     (SELECT sum(hash_record_extended((oid, adrelid), 0))
        FROM pg_catalog.pg_attrdef WHERE oid >= 16384),
     (SELECT sum(hash_record_extended((oid, proname, xmin), 0))

@@ -39,13 +39,14 @@ _CHUNK = 128  # tables per expression: one that is altered costs the planning of
 # A relation's size is found without keeping its file open, the look for a row is not: beyond
 # this share of max_files_per_process the server would open and close a file for each look.
 _OPEN_FILES = 0.5
-# What changes without a plan being discarded: new relations, functions and types, and sequences
-# that are altered.
+# What changes without a plan being discarded: new relations, functions, types and schemas, and
+# sequences that are altered.
 _NEWEST = (
     "(SELECT max(oid)::int8 << 31 FROM pg_catalog.pg_class) # (SELECT max(oid)::int8 << 16 "
     "FROM pg_catalog.pg_proc) # (SELECT max(oid)::int8 << 8 FROM pg_catalog.pg_type) "
-    "# (SELECT coalesce(sum("
-    "pg_catalog.hashint8(seqstart) # pg_catalog.hashint8(seqcache)), 0) FROM pg_catalog.pg_sequence)"
+    "# (SELECT max(oid)::int8 << 24 FROM pg_catalog.pg_namespace) "
+    "# (SELECT coalesce(sum(pg_catalog.hashint8(seqstart # (seqcache << 9) # (seqincrement << 18)"
+    " # (seqmin << 27) # (seqmax << 36) # seqcycle::int)), 0) FROM pg_catalog.pg_sequence)"
 )
 # Who makes a relation holds it until the end of the transaction. One that is older than the newest,
 # and committed after it, would never show: as long as there may be such the next call looks again.
