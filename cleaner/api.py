@@ -81,7 +81,9 @@ class Cleaner:
         self._configure()
 
     def _configure(self) -> None:
-        self._models = Models(self.settings.metadata)
+        source = self.settings.url
+        options = source.get_execution_options() if isinstance(source, Engine) else {}
+        self._models = Models(self.settings.metadata, options.get("schema_translate_map"))
         self._strategy = registry.create(self.settings.strategy, self.settings.strategy_options)
         self._attempts = Attempts(self._session, self.settings)
         self._prepared: _Prepared | None = None

@@ -19,11 +19,14 @@ class Models:
     ``source`` is a MetaData, a registry, a declarative base, SQLModel, anything else with a
     ``metadata`` (or Flask-SQLAlchemy's ``metadatas``), ``"package.module:attribute"``, or a
     sequence of these. It is looked at anew for each clean, so models that are imported later
-    count too.
+    count too. ``schemas`` is SQLAlchemy's ``schema_translate_map``: where the engine has the tables
+    of a schema.
     """
 
-    def __init__(self, source: object) -> None:
-        self._source = source
+    def __init__(
+        self, source: object, schemas: Mapping[str | None, str | None] | None = None
+    ) -> None:
+        self._source, self._schemas = source, schemas or {}
         self._resolved: list[MetaData] | None = None
 
     @property
@@ -47,7 +50,7 @@ class Models:
         if not self.given:
             return None
         return frozenset(
-            (table.schema, table.name)
+            (self._schemas.get(table.schema, table.schema), table.name)
             for metadata in self.metadata
             for table in metadata.tables.values()
         )

@@ -6,8 +6,9 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, event
 from support.database import Database
-from support.drivers import KINDS, cleaner_for
+from support.drivers import KINDS, SYNC, cleaner_for, url_for
 
 from cleaner import Cleaner
 from cleaner.errors import BlockedError, CleanerError
@@ -129,3 +130,17 @@ def test_a_whole_database_is_recreated(kind: str, database: Database) -> None:
         assert database.execute("SELECT id FROM a") == [(7,)]
         database.close()
         cleaner.release()
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_what_an_event_of_the_application_sets_stays_set(driver: str, database: Database) -> None:
+    database.execute("CREATE SCHEMA s; CREATE TABLE s.t (id int); INSERT INTO s.t VALUES (1)")
+    engine = create_engine(url_for(driver, database.url))
+
+    @event.listens_for(engine, "connect")
+    def set_path(connection: Any, record: Any) -> None:
+        connection.cursor().execute("SET search_path = s")  # and begins a transaction by that
+
+    with Cleaner(engine) as cleaner:
+        assert cleaner.clean().tables == ("t",)
+    assert database.count("s.t") == 0

@@ -7,12 +7,12 @@ from types import ModuleType
 from typing import ClassVar
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from sqlmodel import Field, SQLModel
 from support.database import Database
 
-from cleaner import errors
+from cleaner import Cleaner, errors
 from cleaner.metadata import Models
 
 
@@ -87,6 +87,19 @@ def test_models_that_are_imported_later_are_cleaned_too(database: Database) -> N
         assert cleaner.clean().tables == ("early",)
         Table("late", metadata, Column("id", Integer))
         assert cleaner.clean().tables == ("late",)
+
+
+def test_the_schemas_that_the_engine_has_tables_in_are_cleaned(database: Database) -> None:
+    database.execute(
+        """CREATE SCHEMA tenant; CREATE TABLE tenant.a (id int); INSERT INTO tenant.a VALUES (1);
+        CREATE TABLE a (id int); INSERT INTO a VALUES (1)"""
+    )
+    metadata = MetaData()
+    Table("a", metadata, Column("id", Integer))
+    engine = create_engine(database.url).execution_options(schema_translate_map={None: "tenant"})
+    with Cleaner(engine, metadata) as cleaner:
+        assert cleaner.clean().tables == ("tenant.a",)
+    assert (database.count("tenant.a"), database.count("a")) == (0, 1)
 
 
 def test_a_module_is_imported_when_first_needed(database: Database) -> None:

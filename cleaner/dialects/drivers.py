@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.pool import NullPool
 
@@ -63,8 +63,10 @@ class Drivers:
         if isinstance(source, Engine):
             if awaited and not source.dialect.is_async:
                 raise self._synchronous(f"The engine's driver {source.dialect.driver!r}")
+            pool = source.pool.recreate()
+            event.listen(pool, "connect", _end_transaction)
             made = engine_maker(asynchronous=source.dialect.is_async)(
-                source.url, pool=source.pool.recreate(), isolation_level="AUTOCOMMIT"
+                source.url, pool=pool, isolation_level="AUTOCOMMIT"
             )
         else:
             known = self.async_drivers if awaited else self.drivers
@@ -125,6 +127,12 @@ def engine_maker(*, asynchronous: bool) -> Callable[..., Any]:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     return create_async_engine
+
+
+def _end_transaction(connection: Any, record: Any) -> None:
+    # An event of the application may have begun one, by a SET; in it no driver would let us go over
+    # to AUTOCOMMIT, which SQLAlchemy does after this.
+    connection.commit()
 
 
 def _with_driver(url: URL, known: Mapping[str, str]) -> URL:
