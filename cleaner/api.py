@@ -213,6 +213,7 @@ class Cleaner:
                 target = self._selected()
                 if self._strategy.recreates:
                     self._check_served(target)
+                    self._session.compile(self._strategy.plan(target), target)
                 chosen = target.tables if named is None else named_tables(target, named)
                 self._session.capture(target, chosen, wait)
 

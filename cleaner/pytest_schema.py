@@ -12,6 +12,7 @@ from cleaner.errors import (
     RetriesExhaustedError,
     SchemaChangedError,
     SchemaWarning,
+    StrategyRefusedError,
 )
 
 
@@ -34,32 +35,43 @@ class SchemaGuard:
 
     def after(self, cleaner: Cleaner, test: str, clean: Callable[[], None]) -> None:
         """Let ``cleaner`` clean after the test, and undo what that did to the schema."""
-        lost = ""
+        failed: CleanerError | None = None
         try:
             clean()
             if self.intact(cleaner):
                 return
-        except SchemaChangedError as error:  # what was captured can't be put back
-            lost = error.what
-            if self._recreating is None:
-                raise
         except (BlockedError, RetriesExhaustedError):
             raise
-        except CleanerError:  # such as for a constraint that captured rows violate
-            if self._recreating is None or self._cleaner.describe() == self._described:
+        except CleanerError as error:  # such as for a constraint that captured rows violate
+            if self._recreating is None:
                 raise
+            failed = error
         now, before = self._cleaner.describe(), self._described
         lines = [f"+ {line}" for line in sorted(now - before)]
         lines += [f"- {line}" for line in sorted(before - now)]
-        if lines or lost:
-            if self._recreating is None:
-                self._described = now
-            else:
-                self._recreating.clean()
+        if failed and not (lines or isinstance(failed, SchemaChangedError)):
+            raise failed
+        if lines or failed:
+            if self._recreated():
                 cleaner.plan()
-            self._warn(test, lines or [lost])
+            elif failed:
+                raise failed
+            else:
+                self._described = now
+            self._warn(test, lines or [failed.what if failed else ""])
         # Else it has captured another baseline, which is not in the template.
         self._baseline = cleaner.fingerprint
+
+    def _recreated(self) -> bool:
+        """Recreate the database, if that can be done."""
+        if self._recreating is None:
+            return False
+        try:
+            self._recreating.clean()
+        except StrategyRefusedError:
+            self._recreating = None
+            return False
+        return True
 
     def _warn(self, test: str, lines: list[str]) -> None:
         shown = "; ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from sqlalchemy.pool import StaticPool
 from support.lite import count, lite, run
 
 from cleaner import Cleaner
+from cleaner.dialects.sqlite.locks import lock_on, turn_at
 from cleaner.errors import BlockedError, CleanerError, ProvisionError, UnsafeDatabaseError
 
+# Since then the driver can begin a transaction whenever there is none.
+AUTOCOMMIT = pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12's autocommit")
 MODES = ["delete", "wal"]
 
 
@@ -221,3 +225,37 @@ def test_the_mode_of_the_file_and_its_journal_stay(engine: Engine) -> None:
         cleaner.clean()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert run(engine, "PRAGMA journal_mode") == mode
+
+
+@AUTOCOMMIT
+def test_a_driver_that_begins_transactions_by_itself_serves(engine: Engine) -> None:
+    engine = create_engine(engine.url, connect_args={"autocommit": False})
+    with Cleaner(engine, lock_timeout=0.5) as cleaner:
+        cleaner.capture()
+        for _ in range(2):
+            run(engine, "INSERT INTO t (a) VALUES (1)")
+            assert cleaner.clean().tables == ("t",)
+            cleaner.verify()
+    with Cleaner(engine, strategy="recreate", lock_timeout=0.5) as cleaner:
+        cleaner.capture()
+        run(engine, "INSERT INTO t (a) VALUES (1)")
+        cleaner.clean()
+    assert count(engine, "t") == 0
+    engine.dispose()
+
+
+def test_however_many_files_were_cleaned_the_locks_of_their_turns_are_few(tmp_path: Path) -> None:
+    locks = {turn_at(str(tmp_path / f"{n}_test.db")).lock_file for n in range(20_000)}
+    assert len(locks) == 1024
+    assert (
+        not {lock_on(tmp_path / "x", "own").lock_file, lock_on(tmp_path, "build").lock_file} & locks
+    )
+
+
+def test_a_turn_that_does_not_come_keeps_nobody_from_a_file_that_is_free(engine: Engine) -> None:
+    path = str(engine.url.database)
+    with Cleaner(engine.url, lock_timeout=1) as cleaner, turn_at(path):
+        run(engine, "INSERT INTO t (a) VALUES (1)")
+        assert cleaner.clean().tables == ("t",)
+        run(engine, "INSERT INTO t (a) VALUES (1)")
+        assert cleaner.clean().tables == ("t",)

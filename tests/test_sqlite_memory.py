@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from support.lite import count, lite, run
 from cleaner import Cleaner
 from cleaner.errors import BlockedError, CleanerError, SettingsError
 
+# Since then the driver can begin a transaction whenever there is none.
+AUTOCOMMIT = pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12's autocommit")
 SHARED = "file:{}?mode=memory&cache=shared"
 
 
@@ -162,6 +165,19 @@ class TestSharedCache:
                 assert cleaner.clean().tables == ("t",)
             engine.dispose()
 
+    def test_recreate_undoes_what_a_test_did_to_the_schema(
+        self, other: sqlite3.Connection, url: str
+    ) -> None:
+        for source in (url, create_engine(url, poolclass=QueuePool)):
+            with Cleaner(source, strategy="recreate", lock_timeout=1) as cleaner:
+                cleaner.capture()
+                other.execute("CREATE TABLE more (a)")
+                other.execute("DELETE FROM t")
+                cleaner.clean()
+                cleaner.release()
+            assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("t",)]
+            assert other.execute("SELECT count(*) FROM t").fetchone() == (1,)
+
     def test_a_writer_is_waited_for_and_no_longer_than_lock_timeout(
         self, other: sqlite3.Connection, url: str
     ) -> None:
@@ -192,6 +208,18 @@ def test_a_connection_that_only_one_thread_may_use_is_named() -> None:
     thread.start()
     thread.join()
     assert "check_same_thread" in str(errors[0])
+
+
+@AUTOCOMMIT
+def test_a_connection_that_is_always_in_a_transaction_is_refused_by_the_name_of_the_mode() -> None:
+    arguments = {"check_same_thread": False, "autocommit": False}
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=arguments)
+    run(engine, "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+        with pytest.raises(SettingsError, match="autocommit=False"):
+            Cleaner(engine).clean()
+        assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 2
 
 
 def test_events_of_the_application_prepare_our_connection(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, event
+from sqlalchemy.exc import IntegrityError
 from support.lite import KINDS, count, lite, run
 
 from cleaner import Cleaner
-from cleaner.dialects.sqlite import catalog
 from cleaner.dialects.sqlite.sql import quote
-from cleaner.errors import ExcludedTableError, StrategyRefusedError, UnsafeDatabaseError
+from cleaner.errors import CleanerError, ExcludedTableError, UnsafeDatabaseError
 
 STRATEGIES = ["auto", "delete", "truncate", "replica"]
 
@@ -107,59 +107,6 @@ def test_a_temporary_trigger_of_the_shared_connection_does_not_fire(tmp_path: Pa
     assert count(engine, "t") == 1
 
 
-def test_an_index_for_text_search_is_emptied_by_its_own_means(engine: Engine) -> None:
-    run(
-        engine,
-        "CREATE VIRTUAL TABLE own USING fts5(body, content_of)",
-        "CREATE VIRTUAL TABLE old USING fts4(body)",
-        "CREATE VIRTUAL TABLE bare USING fts5(body, content = '')",
-        "CREATE TABLE docs (id INTEGER PRIMARY KEY, body)",
-        "CREATE VIRTUAL TABLE found USING fts5(body, content='docs', content_rowid='id')",
-        "CREATE TRIGGER i AFTER INSERT ON docs BEGIN"
-        " INSERT INTO found (rowid, body) VALUES (new.id, new.body); END",
-        "CREATE TRIGGER d AFTER DELETE ON docs BEGIN INSERT INTO found (found, rowid, body)"
-        " VALUES ('delete', old.id, old.body); END",
-        "CREATE VIRTUAL TABLE box USING rtree(id, a, b)",
-    )
-    search = "SELECT rowid FROM found WHERE found MATCH 'needle'"
-    with Cleaner(engine) as cleaner:
-        for _ in range(2):
-            run(
-                engine,
-                "INSERT INTO own VALUES ('one', 'x'), ('two', 'y')",
-                "INSERT INTO old VALUES ('one'), ('two')",
-                "INSERT INTO bare (rowid, body) VALUES (1, 'one')",
-                "INSERT INTO docs VALUES (1, 'needle'), (2, 'hay')",
-                "INSERT INTO box VALUES (1, 2, 3), (2, 3, 4)",
-            )
-            assert run(engine, search) == [(1,)]
-            report = cleaner.clean()
-            assert set(report.tables) == {"own", "old", "bare", "docs", "found", "box"}
-            cleaner.verify()
-            assert run(engine, search) == []
-            run(engine, "INSERT INTO found (found) VALUES ('integrity-check')")
-        assert cleaner.clean().tables == ()
-
-
-def test_a_module_that_is_not_loaded_is_refused_by_name(tmp_path: Path) -> None:
-    engine = lite("delete", tmp_path)
-    run(
-        engine,
-        "CREATE TABLE t (a)",
-        "PRAGMA writable_schema = ON",
-        "INSERT INTO sqlite_master VALUES"
-        " ('table', 'v', 'v', 0, 'CREATE VIRTUAL TABLE v USING nobody(a)')",
-    )
-    engine.dispose()
-    with (
-        Cleaner(engine.url) as cleaner,
-        pytest.raises(StrategyRefusedError, match="no such module: nobody"),
-    ):
-        cleaner.clean()
-    with Cleaner(engine.url, exclude=["v"]) as cleaner:
-        cleaner.clean()
-
-
 def test_attached_databases_are_schemas_and_each_is_judged(tmp_path: Path) -> None:
     for name in ("more_test.db", "live.db"):
         sqlite3.connect(tmp_path / name).close()
@@ -232,26 +179,6 @@ def test_cycles_that_nothing_can_break_are_emptied(engine: Engine, strategy: str
         cleaner.verify()
 
 
-def test_an_older_sqlite_tells_shadow_tables_by_their_names(tmp_path: Path) -> None:
-    engine = lite("memory", tmp_path)
-    run(
-        engine,
-        "CREATE VIRTUAL TABLE f USING fts5(a)",
-        "CREATE VIRTUAL TABLE g USING fts4(a)",
-        "CREATE VIRTUAL TABLE r USING rtree(id, a, b)",
-        "CREATE TABLE f_mine (a)",
-    )
-
-    def tables(version: str) -> list[str]:
-        def ask(sql: str) -> list[tuple[object, ...]]:
-            return [(version,)] if "sqlite_version" in sql else run(engine, sql)
-
-        found = catalog.discover(ask, "test", 1)
-        return [relation.name for relation in found.database.relations]
-
-    assert tables("3.35.0") == tables("3.40.1") == ["f", "f_mine", "g", "r"]
-
-
 def test_a_model_is_found_whatever_the_case_of_its_name(engine: Engine) -> None:
     run(engine, "CREATE TABLE Users (id INTEGER PRIMARY KEY)")
     run(engine, "INSERT INTO users VALUES (1)")
@@ -261,3 +188,56 @@ def test_a_model_is_found_whatever_the_case_of_its_name(engine: Engine) -> None:
         assert cleaner.plan().warnings == ()
         cleaner.clean()
     assert count(engine, "users") == 0
+
+
+def test_captured_rows_get_the_default_of_a_column_that_was_added_since(engine: Engine) -> None:
+    run(
+        engine,
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, a)",
+        "CREATE TABLE w (k TEXT PRIMARY KEY, a) WITHOUT ROWID",
+        "INSERT INTO t VALUES (1, 2)",
+        "INSERT INTO w VALUES ('k', 2)",
+    )
+    with Cleaner(engine) as cleaner:
+        cleaner.capture()
+        for table in ("t", "w"):
+            run(
+                engine,
+                f"ALTER TABLE {table} ADD COLUMN needed INT NOT NULL DEFAULT 5",
+                f"ALTER TABLE {table} ADD COLUMN given TEXT DEFAULT 'x'",
+                f"ALTER TABLE {table} ADD COLUMN free",
+                f"DELETE FROM {table}",
+            )
+        cleaner.clean()
+        assert run(engine, "SELECT * FROM t") == [(1, 2, 5, "x", None)]
+        assert run(engine, "SELECT * FROM w") == [("k", 2, 5, "x", None)]
+        cleaner.verify()
+        assert cleaner.clean().tables == ()
+
+
+def test_captured_rows_go_back_whatever_a_check_says_of_them(engine: Engine) -> None:
+    run(
+        engine,
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, a INT CHECK (a > 0))",
+        "PRAGMA ignore_check_constraints = ON",
+        "INSERT INTO t VALUES (1, -5)",
+        "PRAGMA ignore_check_constraints = OFF",
+    )
+    with Cleaner(engine) as cleaner:
+        cleaner.capture()
+        run(engine, "DELETE FROM t")
+        cleaner.clean()
+        assert run(engine, "SELECT * FROM t") == [(1, -5)]
+        with pytest.raises(IntegrityError):
+            run(engine, "INSERT INTO t VALUES (2, -1)")
+
+
+def test_captured_rows_that_a_new_constraint_refuses_are_told_as_such(engine: Engine) -> None:
+    run(engine, "CREATE TABLE t (id INTEGER PRIMARY KEY, a INT)", "INSERT INTO t VALUES (1, 1)")
+    run(engine, "INSERT INTO t VALUES (2, 1)")
+    with Cleaner(engine) as cleaner:
+        cleaner.capture()
+        run(engine, "DELETE FROM t", "CREATE UNIQUE INDEX i ON t (a)")
+        with pytest.raises(CleanerError, match=r"UNIQUE constraint failed: t\.a") as raised:
+            cleaner.clean()
+    assert "capture()" in raised.value.remedy

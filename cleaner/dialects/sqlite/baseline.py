@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cleaner.dialects.sqlite.catalog import Ask, Facts
+from cleaner.dialects.sqlite.catalog import shown
+from cleaner.dialects.sqlite.facts import Ask, Facts
 from cleaner.dialects.sqlite.sql import BASELINE, qualified, quote
 from cleaner.dialects.strings import literal
 
@@ -58,11 +59,15 @@ class Captured:
 
     def value(self, name: str) -> str:
         """The captured value of a column."""
+        return self._kept(name) or "NULL"
+
+    def _kept(self, name: str) -> str:
+        """The same; empty for a column that was not there yet."""
         lowered = [column.lower() for column in self.columns]
         if name.lower() in lowered:
             return f"c.c{lowered.index(name.lower())}"
         keys = [key.lower() for key, _ in self.facts.key]
-        return f"c.k{keys.index(name.lower())}" if name.lower() in keys else "NULL"
+        return f"c.k{keys.index(name.lower())}" if name.lower() in keys else ""
 
     @property
     def exact(self) -> str:
@@ -86,7 +91,8 @@ class Captured:
         """The statements that put it back. Whatever is wrong goes before anything comes, so rows
         that have swapped their values are not in each other's way.
         """
-        name, written = self.facts.sql, self.facts.written
+        name = self.facts.sql
+        written = [column for column in self.facts.written if self._kept(column)]
         names = ", ".join(quote(column) for column in written)
         values = ", ".join(self.value(column) for column in written)
         insert = f"INSERT INTO {name} ({names}) SELECT {values} FROM {self.copy} AS c"
@@ -102,18 +108,16 @@ class Captured:
 class Baseline:
     """What the database is put back to: by (schema, name), rows and positions of sequences.
 
-    ``indexes`` are the virtual tables that are an index of rows elsewhere, and were not empty.
     ``entries`` is how all this is kept; ``lost`` is what is gone from the schema.
     """
 
     entries: Mapping[str, Any]
     tables: Mapping[tuple[str, str], Captured]
     positions: Mapping[tuple[str, str], int]
-    indexes: frozenset[tuple[str, str]]
     lost: tuple[str, ...]
 
 
-EMPTY: Mapping[str, Any] = {"tables": [], "positions": [], "indexes": []}
+EMPTY: Mapping[str, Any] = {"tables": [], "positions": []}
 
 
 def create_copy(facts: Facts, copy: str) -> str:
@@ -161,13 +165,12 @@ def read(ask: Ask, known: Mapping[tuple[str, str], Facts]) -> Baseline | None:
     tables, lost = {}, []
     for kept in entries["tables"]:
         name = kept["schema"], kept["table"]
-        shown = name[1] if name[0] == "main" else ".".join(name)
         if name not in known:
-            lost.append(f"{shown}, {kept['rows']} rows of which were captured")
+            lost.append(f"{shown(*name)}, {kept['rows']} rows of which were captured")
             continue
         now = {column.name: column.affinity for column in known[name].columns}
         lost += [
-            f"column {column} of {shown} as it was captured"
+            f"column {column} of {shown(*name)} as it was captured"
             for column, was in kept["columns"].items()
             if now.get(column) != was
         ]
@@ -178,6 +181,5 @@ def read(ask: Ask, known: Mapping[tuple[str, str], Facts]) -> Baseline | None:
         entries,
         tables,
         {(schema, name): position for schema, name, position in entries["positions"]},
-        frozenset((schema, name) for schema, name in entries["indexes"]),
         tuple(lost),
     )

@@ -7,8 +7,9 @@ from typing import Any
 
 from cleaner.dialects.sqlite import baseline
 from cleaner.dialects.sqlite.baseline import Baseline, Captured
-from cleaner.dialects.sqlite.catalog import Ask, Facts, Found
+from cleaner.dialects.sqlite.catalog import Found
 from cleaner.dialects.sqlite.cleaning import positions
+from cleaner.dialects.sqlite.facts import Ask, Facts
 from cleaner.dialects.sqlite.sql import BASELINE, qualified
 from cleaner.errors import StrategyRefusedError
 from cleaner.spi import Relation, Target
@@ -51,32 +52,29 @@ class _Capture:
         filled = [table for table in self.tables if self._holds_rows(table)]
         for table in filled:
             self._refuse(table)
+        self._refuse_indexes({table.key for table in filled})
         kept = [e for e in self.before["tables"] if (e["schema"], e["table"]) not in self.chosen]
         for entry in self.before["tables"]:
             if entry not in kept:
                 self.ask(f"DROP TABLE {qualified(entry['schema'], entry['copy'])}")
-        copied, indexes = [], []
         taken = {entry["copy"] for entry in kept}
         numbers = (f"{BASELINE}_{n}" for n in range(1, len(kept) + len(filled) + 1))
         free = iter([name for name in numbers if name not in taken])
-        for table in filled:
-            if self._facts(table).rebuild:
-                indexes.append([table.schema, table.table])
-            else:
-                copied.append(self._copy(table, next(free)))
+        copied = [self._copy(table, next(free)) for table in filled]
         entries = {
             "tables": kept + copied,
-            "positions": self._others("positions") + self._positions(),
-            "indexes": self._others("indexes") + indexes,
+            "positions": self._others() + self._positions(),
         }
         if len(self.tables) < len(self.target.tables):
             self._refuse_orphans(entries["tables"])
         if self.known or any(entries.values()):
             baseline.write(self.ask, entries if any(entries.values()) else None)
 
-    def _others(self, kind: str) -> list[Any]:
-        """What is kept of tables that are not captured anew."""
-        return [entry for entry in self.before[kind] if (entry[0], entry[1]) not in self.chosen]
+    def _others(self) -> list[Any]:
+        """The positions of tables that are not captured anew."""
+        return [
+            entry for entry in self.before["positions"] if (entry[0], entry[1]) not in self.chosen
+        ]
 
     def _facts(self, table: Relation) -> Facts:
         return self.found.facts[table.key]
@@ -87,10 +85,8 @@ class _Capture:
     def _refuse(self, table: Relation) -> None:
         facts = self._facts(table)
         reason = table.undeletable or facts.uncapturable
-        if not (reason or facts.key or facts.rebuild):
+        if not (reason or facts.key):
             reason = "its columns rowid, _rowid_ and oid hide what tells its rows apart"
-        if not reason and facts.rebuild and not self._is_in_step(facts, table):
-            reason = f"it is not in step with {facts.content}, which it is an index of"
         if reason:
             raise StrategyRefusedError(
                 f"The rows of {table.name} can't become its baseline, since they could not be put "
@@ -99,16 +95,18 @@ class _Capture:
                 f'exclude = ["{table.name}"]',
             )
 
-    def _is_in_step(self, facts: Facts, table: Relation) -> bool:
-        """Whether making the index anew gives the same one."""
-        name = qualified(table.schema, table.table).partition(".")[2]
-        try:
-            self.ask(f"INSERT INTO {facts.sql} ({name}, rank) VALUES ('integrity-check', 1)")
-        except Exception as error:
-            if "malformed" not in str(error):
-                raise
-            return False
-        return True
+    def _refuse_indexes(self, filled: set[int]) -> None:
+        """Make sure that what is made anew from captured rows is what there is now."""
+        for view in self.target.stale_views:
+            index = self.found.indexes[view.key]
+            if filled & {*view.reads} and not index.is_in_step(self.ask):
+                raise StrategyRefusedError(
+                    f"What {view.name} holds can't become its baseline, since it could not be put "
+                    f"back: it is not in step with {index.content}, which it is an index of.",
+                    "it was not filled, or not by triggers for every kind of change",
+                    f"INSERT INTO {view.name} ({view.table}) VALUES ('rebuild'); "
+                    f'or exclude = ["{view.name}"]',
+                )
 
     def _copy(self, table: Relation, name: str) -> dict[str, Any]:
         facts, copy = self._facts(table), qualified(table.schema, name)

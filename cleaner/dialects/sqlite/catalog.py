@@ -4,96 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cleaner.dialects.sqlite.sql import BASELINE, qualified, quote
-from cleaner.spi import Database, ForeignKey, Relation, Sequence
-
-Ask = Callable[[str], list[tuple[Any, ...]]]
-
-_NAME = r"""(?:"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|'(?:[^']|'')*'|[^\s("'`\[]+)"""
-_VIRTUAL = re.compile(
-    rf"CREATE\s+VIRTUAL\s+TABLE\s+{_NAME}\s+USING\s+({_NAME})\s*(.*)", re.IGNORECASE | re.DOTALL
+from cleaner.dialects.sqlite.facts import ROWID, Ask, Column, Facts, Index, Trigger
+from cleaner.dialects.sqlite.sql import BASELINE, NAME, qualified, quote
+from cleaner.dialects.sqlite.virtual import (
+    as_virtual,
+    index_of,
+    is_readable_only,
+    module_of,
+    not_shadows,
+    shadows,
+    unemptied,
 )
+from cleaner.spi import Database, ForeignKey, Kind, Relation, Sequence
+
 _TRIGGER = re.compile(
-    rf"CREATE\s+TRIGGER\s+{_NAME}\s+(?:BEFORE\s+|AFTER\s+)?(DELETE|INSERT|UPDATE)\b", re.IGNORECASE
+    rf"CREATE\s+TRIGGER\s+{NAME}\s+(?:BEFORE\s+|AFTER\s+)?(DELETE|INSERT|UPDATE)\b", re.IGNORECASE
 )
-_CONTENT = re.compile(r"[(,]\s*content\s*=\s*('[^']*'|\"[^\"]*\"|[\w.]*)", re.IGNORECASE)
-# Of modules that keep what they hold in tables of their own, before SQLite could say which.
-_SHADOWS = {
-    "fts3": ("content", "segments", "segdir", "docsize", "stat"),
-    "fts4": ("content", "segments", "segdir", "docsize", "stat"),
-    "fts5": ("data", "idx", "content", "docsize", "config"),
-    "rtree": ("node", "rowid", "parent"),
-    "rtree_i32": ("node", "rowid", "parent"),
-    "geopoly": ("node", "rowid", "parent"),
-}
-_RTREES = ("rtree", "rtree_i32", "geopoly")
-_ROWID = ("rowid", "_rowid_", "oid")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column that can be written to. ``affinity`` is how a copy has to declare it."""
-
-    name: str
-    type: str
-    affinity: str
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """A trigger, as the statements that ``drop`` it and ``create`` it again."""
-
-    name: str
-    drop: str
-    create: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A table, as statements. ``look`` is an expression that is true where it holds rows.
-
-    ``key`` are the columns by which a row is known again: its rowid, or a primary key, each with
-    its collation. ``triggers`` are those that would fire. ``uncapturable`` says why its rows can't
-    be a baseline, and is empty where they can. ``rebuild`` makes an index anew from the table that
-    it is of, which is ``content``. ``identity`` are the columns that tell people which row it is.
-    """
-
-    sql: str
-    look: str
-    empty: str
-    columns: tuple[Column, ...]
-    key: tuple[tuple[str, str], ...]
-    triggers: tuple[Trigger, ...] = ()
-    module: str = ""
-    uncapturable: str = ""
-    rebuild: str = ""
-    content: str = ""
-    identity: tuple[str, ...] = ()
-
-    @property
-    def rows_elsewhere(self) -> bool:
-        """Whether it is only an index: of rows in another table, or in none."""
-        return self.empty != f"DELETE FROM {self.sql}"
-
-    @property
-    def written(self) -> tuple[str, ...]:
-        """The columns of an INSERT that puts a row back, rowid included."""
-        names = [column.name for column in self.columns]
-        if self.key[0][0] in _ROWID and self.module not in _RTREES:
-            return (self.key[0][0], *names)
-        return tuple(names)
 
 
 @dataclass(frozen=True)
 class Found:
-    """The database, and its tables as statements."""
+    """The database, and its tables and indexes as statements."""
 
     database: Database
     facts: Mapping[int, Facts]
+    indexes: Mapping[int, Index]
     starts: Mapping[int, str]  # by key of a sequence: the schema's sqlite_sequence
     versions: tuple[Any, ...]
 
@@ -121,6 +60,7 @@ class _Discovery:
         self.foreign_keys: list[ForeignKey] = []
         self.sequences: list[Sequence] = []
         self.facts: dict[int, Facts] = {}
+        self.indexes: dict[int, Index] = {}
         self.starts: dict[int, str] = {}
         self.temporary = self.temporary_triggers()
 
@@ -139,7 +79,7 @@ class _Discovery:
             foreign_keys=tuple(self.foreign_keys),
             sequences=tuple(self.sequences),
         )
-        return Found(database, self.facts, self.starts, self.versions)
+        return Found(database, self.facts, self.indexes, self.starts, self.versions)
 
     def temporary_triggers(self) -> list[tuple[str, str, str]]:
         select = "SELECT tbl_name, name, sql FROM temp.sqlite_master WHERE type = 'trigger'"
@@ -153,7 +93,7 @@ class _Discovery:
         self.lines += [(schema, *row[:3], row[4]) for row in rows]
         modules = {name: (module_of(sql), sql) for kind, name, _, _, sql in rows if kind == "table"}
         virtual = {name: module for name, (module, _) in modules.items() if module}
-        hidden = self.shadows(schema, virtual, modules)
+        hidden = self.shadows(schema, virtual, {name: sql for name, (_, sql) in modules.items()})
         tables = [
             name
             for name in sorted(modules)
@@ -163,19 +103,28 @@ class _Discovery:
         triggers = [row for row in rows if row[0] == "trigger"]
         keys: dict[str, int] = {}
         autoincrement = any(name == "sqlite_sequence" for name in modules)
+        views = [row[1] for row in rows if row[0] == "view"]
+        indexes: dict[str, Index] = {}
         for name in tables:
+            module, sql = modules[name]
+            shape, broken = self.columns(schema, name)
+            if module and not broken:
+                if index := index_of(schema, name, module, sql):
+                    indexes[name] = index
+                    continue
+                if is_readable_only(self.ask, schema, name):
+                    views.append(name)
+                    continue
+            columns[name] = shape
             key = keys[name.lower()] = len(self.relations) + 1
-            sql = modules[name][1]
-            columns[name], broken = self.columns(schema, name)
-            shape = columns[name]
-            facts = self.table(schema, name, sql, virtual.get(name, ""), shape)
+            facts = self.table(schema, name, sql, module, shape)
             self.facts[key] = replace(facts, triggers=self.triggers(schema, name, triggers))
             self.relations.append(
                 Relation(
                     key=key,
                     schema=schema,
                     table=name,
-                    name=name if schema == "main" else f"{schema}.{name}",
+                    name=shown(schema, name),
                     undeletable=broken or unemptied(facts),
                     untruncatable=broken or unemptied(facts),
                     bookkeeping=[(c[1], str(c[2]).upper()) for c in shape]
@@ -184,27 +133,29 @@ class _Discovery:
             )
             if autoincrement and "autoincrement" in sql.lower():
                 self.sequence(schema, name, key)
-        for kind, name, *_ in rows:
-            if kind == "view":
-                self.relations.append(
-                    Relation(
-                        key=len(self.relations) + 1,
-                        schema=schema,
-                        table=name,
-                        name=name if schema == "main" else f"{schema}.{name}",
-                        kind="view",
-                    )
-                )
+        for name in views:
+            self.view(schema, name, "view")
+        for name, index in indexes.items():
+            there = (*keys, *(view.lower() for view in views))
+            reads = tuple(keys.values()) if index.content.lower() in there else ()
+            if index.content.lower() in keys:  # nobody tells what a view is made from
+                reads = (keys[index.content.lower()],)
+            self.indexes[len(self.relations) + 1] = index
+            self.view(schema, name, "materialized view", reads)
         self.keys(schema, keys, columns)
 
+    def view(self, schema: str, name: str, kind: Kind, reads: tuple[int, ...] = ()) -> None:
+        key = len(self.relations) + 1
+        self.relations.append(
+            Relation(key, schema, name, shown(schema, name), kind=kind, reads=reads)
+        )
+
     def shadows(
-        self, schema: str, virtual: Mapping[str, str], known: Iterable[str]
+        self, schema: str, virtual: Mapping[str, str], known: Mapping[str, str]
     ) -> frozenset[str]:
         """The tables in which virtual tables keep what they hold."""
         hidden = {
-            f"{name}_{suffix}".lower()
-            for name, module in virtual.items()
-            for suffix in _SHADOWS.get(module, ())
+            shadow.lower() for name, module in virtual.items() for shadow in shadows(name, module)
         }
         if tuple(map(int, self.version.split(".")[:2])) >= (3, 37):
             hidden |= {
@@ -212,6 +163,11 @@ class _Discovery:
                 for row in self.ask(f"PRAGMA {quote(schema)}.table_list")
                 if row[2] == "shadow"
             }
+        hidden -= {
+            other.lower()
+            for name, module in virtual.items()
+            for other in not_shadows(name, module, known[name])
+        }
         return frozenset(name for name in known if name.lower() in hidden)
 
     def columns(self, schema: str, name: str) -> tuple[list[tuple[Any, ...]], str]:
@@ -241,16 +197,17 @@ class _Discovery:
             columns=columns,
             key=self.key(schema, name, sql, shape),
             module=module,
+            checked="CHECK" in sql.upper(),
             identity=tuple(str(c[1]) for c in sorted(shape, key=lambda c: c[5]) if c[5]),
         )
-        return _virtual(facts, schema, name, sql) if module else facts
+        return as_virtual(facts, schema, name, sql) if module else facts
 
     def key(
         self, schema: str, name: str, sql: str, shape: list[tuple[Any, ...]]
     ) -> tuple[tuple[str, str], ...]:
         if not is_without_rowid(sql):
             taken = {str(c[1]).lower() for c in shape}
-            free = next((alias for alias in _ROWID if alias not in taken), "")
+            free = next((alias for alias in ROWID if alias not in taken), "")
             return ((free, "BINARY"),) if free else ()
         for index in self.ask(f"PRAGMA {quote(schema)}.index_list({quote(name)})"):
             if index[3] == "pk":
@@ -275,7 +232,7 @@ class _Discovery:
 
     def sequence(self, schema: str, table: str, key: int) -> None:
         number = len(self.sequences) + 1
-        name = table if schema == "main" else f"{schema}.{table}"
+        name = shown(schema, table)
         self.sequences.append(Sequence(number, schema, table, name, owner=key, users=(key,)))
         self.starts[number] = qualified(schema, "sqlite_sequence")
 
@@ -305,43 +262,9 @@ class _Discovery:
                 self.foreign_keys.append(ForeignKey(name, *ends, ours, theirs, action))
 
 
-def _virtual(facts: Facts, schema: str, name: str, sql: str) -> Facts:
-    """The facts of a virtual table: what it holds is asked of its module, never of its shadows."""
-    content = _CONTENT.search(_arguments(sql))
-    if facts.module == "fts5" and content:
-        said = f"INSERT INTO {facts.sql} ({quote(name)}) VALUES"
-        indexed = content[1].strip("'\"")
-        return replace(
-            facts,
-            # It has no rows that could be deleted one by one; what is beyond 10 is its index.
-            look=f"EXISTS (SELECT 1 FROM {qualified(schema, f'{name}_data')} WHERE id > 10)",
-            empty=f"{said} ('delete-all')",
-            content=indexed,
-            rebuild=f"{said} ('rebuild')" if indexed else "",
-            uncapturable="" if indexed else "an index without content can't be read",
-        )
-    if facts.module not in ("fts3", "fts4", "fts5", *_RTREES) or content:
-        why = f"what the module {facts.module} holds may be more than its rows"
-        return replace(facts, uncapturable=why)
-    return facts
-
-
-def _arguments(sql: str) -> str:
-    matched = _VIRTUAL.match(sql)
-    return matched[2] if matched else ""
-
-
-def module_of(sql: str | None) -> str:
-    """The module of a virtual table; empty of any other."""
-    matched = _VIRTUAL.match(sql or "")
-    return matched[1].strip("\"'`[]").lower() if matched else ""
-
-
-def unemptied(facts: Facts) -> str:
-    """Why the table can't be emptied."""
-    if facts.module in ("fts3", "fts4") and facts.uncapturable:
-        return f"{facts.module} has no way to empty an index whose content is elsewhere"
-    return ""
+def shown(schema: str, name: str) -> str:
+    """The name as people know it."""
+    return name if schema == "main" else f"{schema}.{name}"
 
 
 def fires(trigger: str) -> bool:

@@ -6,13 +6,15 @@ does what it says and nothing else; what refers to the target from outside is lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from cleaner.dialects.base import Done
 from cleaner.dialects.excluded import lacks, reaches_outside
-from cleaner.dialects.sqlite.catalog import Ask
-from cleaner.dialects.sqlite.program import Counter, Program, Unit, put_back
-from cleaner.errors import NotCleanError, Survivor
+from cleaner.dialects.sqlite.facts import Ask
+from cleaner.dialects.sqlite.program import Counter, Program, Unit, is_empty, put_back
+from cleaner.errors import CleanerError, NotCleanError, Survivor
+from cleaner.retry import Transient
 
 
 def clean(ask: Ask, program: Program) -> Done:
@@ -26,18 +28,21 @@ def clean(ask: Ask, program: Program) -> Done:
                 raise lacks(database, key) if ours else reaches_outside(database, key)
     triggers = list(dict.fromkeys(trigger for unit in held for trigger in unit.facts.triggers))
     _run(ask, (trigger.drop for trigger in triggers))
-    for unit in held:
-        _run(ask, unit.statements)
+    checked = any(unit.captured and unit.facts.checked for unit in held)
+    with _unchecked(ask) if checked else nullcontext():
+        for unit in held:
+            _run(ask, unit.statements)
     _run(ask, (trigger.create for trigger in triggers))
     _look_again(ask, held)
+    refreshed = tuple(_refreshed(ask, program, held))
     moved = _moved(ask, program)
     for book in dict.fromkeys(counter.book for counter in moved):
         _run(ask, put_back(book, [counter for counter in moved if counter.book == book]))
     return Done(
-        tables=tuple(unit.relation.name for unit in held if not unit.is_index),
+        tables=tuple(unit.relation.name for unit in held),
         truncated=tuple(unit.relation.name for unit in held if unit.always),
         sequences=tuple(counter.sequence.name for counter in moved),
-        refreshed=(),
+        refreshed=refreshed,
     )
 
 
@@ -73,9 +78,48 @@ def _run(ask: Ask, statements: Iterable[str]) -> None:
         ask(statement)
 
 
+@contextmanager
+def _unchecked(ask: Ask) -> Iterator[None]:
+    """Rows that were captured go back whatever a CHECK says of them now."""
+    pragma = "PRAGMA ignore_check_constraints"
+    if ask(pragma)[0][0]:
+        yield
+        return
+    ask(f"{pragma} = ON")
+    try:
+        yield
+    finally:
+        ask(f"{pragma} = OFF")
+
+
+def _refreshed(ask: Ask, program: Program, held: Sequence[Unit]) -> Iterator[str]:
+    """The indexes that are made anew: of rows that were put back, and those that a test has
+    written to by itself.
+    """
+    changed = {unit.relation.key for unit in held}
+    for relation, index in program.indexes:
+        if is_empty(relation, program.target):
+            stale = bool(ask(f"SELECT {index.look}")[0][0])
+        else:
+            stale = bool(changed & {*relation.reads}) or not index.is_in_step(ask)
+        if stale:
+            try:
+                ask(index.rebuild)
+            except Transient:
+                raise
+            except Exception as error:
+                raise CleanerError(
+                    f"The index {relation.name} can't be made anew from {index.content}: {error}",
+                    f"{index.content} has not the columns, or the connection not the tokenizer, "
+                    "that it was made for",
+                    f'exclude = ["{relation.name}"]',
+                ) from error
+            yield relation.name
+
+
 def _look_again(ask: Ask, held: Sequence[Unit]) -> None:
     """Raise NotCleanError where the module of a virtual table has kept rows."""
-    virtual = [unit for unit in held if unit.facts.module and not unit.is_index]
+    virtual = [unit for unit in held if unit.facts.module]
     for unit in virtual:
         if ask(f"SELECT {unit.look}")[0][0]:
             rows = None if unit.captured or unit.facts.rows_elsewhere else _count(ask, unit)

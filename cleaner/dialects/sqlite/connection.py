@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Error
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from filelock import Timeout
 from sqlalchemy import URL, Connection, Engine, event
@@ -18,8 +17,10 @@ from cleaner import waits
 from cleaner.dialects.base import Guard
 from cleaner.dialects.held import HeldConnection
 from cleaner.dialects.mutex import Mutex
-from cleaner.dialects.sqlite.failures import is_locked
+from cleaner.dialects.sqlite.failures import always_begun, begun, is_locked, unseen
+from cleaner.dialects.sqlite.files import file_of, inode_of, main_file
 from cleaner.dialects.sqlite.locks import holders, turn_at
+from cleaner.dialects.sqlite.sql import quote
 from cleaner.errors import BlockedError, Blocker, CleanerError, ProvisionError, SettingsError
 from cleaner.retry import LockWait
 from cleaner.settings import masked
@@ -54,6 +55,7 @@ class SqliteConnection(HeldConnection):
         self._inode: tuple[int, int] | None = None
         self._deadline = 0.0
         self._busy_timeout = -1
+        self.private: frozenset[str] = frozenset()  # attached, and seen by our connection only
         self.path = ""  # of the file that was opened; empty for a database in memory
         if self._shares_memory and self.engine.dialect.is_async and not waits.is_awaited():
             raise SettingsError(
@@ -93,6 +95,10 @@ class SqliteConnection(HeldConnection):
 
     def _greet(self, cursor: Any) -> str:
         self._busy_timeout = round(self.lock_timeout * 1000)
+        # By an engine with autocommit=False the driver has begun one, and begins another only when
+        # it has itself committed.
+        with suppress(self.driver_error):  # that none is active
+            cursor.execute("ROLLBACK")
         # What is lost when the machine loses its power is a test database, and rows that are
         # deleted would otherwise cost more waiting for the disk than all the rest.
         for pragma in (
@@ -103,36 +109,34 @@ class SqliteConnection(HeldConnection):
             cursor.execute(f"PRAGMA {pragma}")
         self._text_as_text(getattr(cursor, "connection", None))  # not an asynchronous one
         cursor.execute("PRAGMA database_list")
-        self.path = _main_file(cursor.fetchall())
-        self._inode = _inode(self.path)
-        if not self.path:
-            self._check_shared(cursor)
+        attached = cursor.fetchall()
+        self.path = main_file(attached)
+        self._inode = inode_of(self.path)
+        in_memory = [name for _, name, file in attached if not file and name != "temp"]
+        self.private = frozenset(name for name in in_memory if not self._is_shared(cursor, name))
+        if "main" in self.private:
+            raise unseen(masked(self.engine.url), several=self._source is not None)
         return Path(self.path).name
 
-    def _check_shared(self, cursor: Any) -> None:
-        """Raise SettingsError unless another connection sees the same database in memory."""
+    def _is_shared(self, cursor: Any, schema: str) -> bool:
+        """Whether another connection sees the same database in memory."""
+        write = f"PRAGMA {quote(schema)}.user_version = 0"
         other = self.engine.raw_connection()
         other.detach()  # so that close() closes it, whatever its pool does
         try:
-            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("BEGIN")
+            cursor.execute(write)
             second = other.cursor()
             second.execute("PRAGMA busy_timeout = 0")
-            second.execute("BEGIN IMMEDIATE")
-            second.execute("ROLLBACK")
+            second.execute(write)
         except self.driver_error as error:
             if is_locked(error):
-                return
+                return True
             raise
         finally:
             cursor.execute("ROLLBACK")
             other.close()
-        raise SettingsError(
-            f"{masked(self.engine.url)} is a database in memory that nobody else can see.",
-            "each connection to it has a database of its own"
-            + ("" if self._source is None else ", and the engine's pool opens several of them"),
-            'engine = create_engine("sqlite://", poolclass=StaticPool, '
-            'connect_args={"check_same_thread": False}); Cleaner(engine, Base)',
-        )
+        return False
 
     def disown(self) -> None:
         if self._connection is not None:
@@ -164,7 +168,7 @@ class SqliteConnection(HeldConnection):
             if self._source is not None and isinstance(self._source.pool, _SHARED):
                 self._check_file()
                 with self._checked_out() as lent:
-                    self._borrows = not _main_file(self._asked(lent, "PRAGMA database_list"))
+                    self._borrows = not main_file(self._asked(lent, "PRAGMA database_list"))
         return self._borrows
 
     @contextmanager
@@ -188,12 +192,8 @@ class SqliteConnection(HeldConnection):
     def _borrowed(self) -> Iterator[None]:
         with self._checked_out() as lent:
             if _in_transaction(lent):
-                raise BlockedError(
-                    "The application's connection to its database in memory is in a transaction.",
-                    "a session or connection of the test was not committed or closed; all of them "
-                    "share this one connection, and clean() would commit what they have begun",
-                    "commit, roll back or close it before clean()",
-                )
+                by_itself = getattr(driver_of(lent), "autocommit", None) is False
+                raise always_begun() if by_itself else begun()
             text, enforced = (
                 self._text_as_text(driver_of(lent)),
                 self._asked(lent, "PRAGMA foreign_keys")[0][0],
@@ -243,7 +243,7 @@ class SqliteConnection(HeldConnection):
             with self._borrowed():
                 yield
             return
-        if self._connection is not None and self._inode != _inode(self.path):
+        if self._connection is not None and self._inode != inode_of(self.path):
             self.leave()  # the file was replaced by another
         connection = self._connect()
         try:
@@ -259,10 +259,11 @@ class SqliteConnection(HeldConnection):
         """
         with self.working():
             self._deadline = time.monotonic() + wait / 1000
-            with self._turn() if writes and self.path else _no_turn():
-                if not self.borrows and wait != self._busy_timeout:
-                    self.execute(f"PRAGMA busy_timeout = {wait}")
-                    self._busy_timeout = wait
+            with self._turn(wait / 2000) if writes and self.path else _no_turn() as waited:
+                left = max(1, round(1000 * (self._deadline - time.monotonic()))) if waited else wait
+                if not self.borrows and left != self._busy_timeout:
+                    self.execute(f"PRAGMA busy_timeout = {left}")
+                    self._busy_timeout = left
                 self.ask("BEGIN IMMEDIATE" if writes else "BEGIN")
                 try:
                     yield
@@ -291,18 +292,23 @@ class SqliteConnection(HeldConnection):
         return self._asked(self._lent, sql)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        lock = turn_at(self.path)
+    def _turn(self, patience: float) -> Iterator[bool]:
+        """Wait for the turn that long; then SQLite's own lock decides. Tells whether it was not
+        there at once.
+        """
+        lock, waited = turn_at(self.path), False
+        until = time.monotonic() + patience
         while True:
             try:
                 lock.acquire(timeout=0)
                 break
             except Timeout:
-                if time.monotonic() >= self._deadline:
-                    raise LockWait("another clean of the same file") from None
+                waited = True
+                if time.monotonic() >= until:
+                    break
                 waits.pause(_POLL)
         try:
-            yield
+            yield waited
         finally:
             lock.release()
 
@@ -332,8 +338,8 @@ def _for_any_thread(dialect: Any, record: Any, arguments: Any, keywords: dict[st
 
 
 @contextmanager
-def _no_turn() -> Iterator[None]:
-    yield
+def _no_turn() -> Iterator[bool]:
+    yield False
 
 
 def _in_transaction(connection: Any) -> bool:
@@ -352,26 +358,3 @@ def driver_of(connection: Any) -> Any:
     """The driver's own connection in one of a pool."""
     adapted = connection.dbapi_connection  # an asynchronous one, made to look synchronous
     return getattr(adapted, "driver_connection", adapted)
-
-
-def _main_file(databases: list[tuple[Any, ...]]) -> str:
-    return str(databases[0][2] or "")
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def file_of(url: URL) -> str:
-    """The file that the URL names; empty for a database in memory."""
-    (name, *_), options = url.get_dialect()().create_connect_args(url)
-    if not (options.get("uri") and name.startswith("file:")):
-        return "" if name == ":memory:" else str(name)
-    parts = urlsplit(name)
-    query = parse_qs(parts.query)
-    in_memory = query.get("mode") == ["memory"] or "vfs" in query or parts.path == ":memory:"
-    return "" if in_memory else unquote(parts.path)

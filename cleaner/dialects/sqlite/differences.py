@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from cleaner.dialects.sqlite.baseline import Baseline, Captured
-from cleaner.dialects.sqlite.catalog import Ask, Facts, Found
+from cleaner.dialects.sqlite.catalog import Found
 from cleaner.dialects.sqlite.cleaning import positions
-from cleaner.dialects.sqlite.program import parts
+from cleaner.dialects.sqlite.facts import Ask, Facts
+from cleaner.dialects.sqlite.program import is_empty, parts
 from cleaner.dialects.sqlite.sql import quote
 from cleaner.difference import (
     Diff,
@@ -44,10 +45,7 @@ class _Comparison:
 
     def run(self) -> Diff:
         tables: list[TableDiff] = []
-        for part in parts(self.target.tables, _AT_ONCE):
-            compared = [table for table in part if not self._is_index(table)]
-            if not compared:
-                continue
+        for compared in parts(self.target.tables, _AT_ONCE):
             counts = ", ".join(self._count(table) for table in compared)
             answers = self.ask(f"SELECT {counts}")[0]
             for i, table in enumerate(compared):
@@ -64,6 +62,7 @@ class _Comparison:
                             rows=tuple(self._rows(table, numbers)) if self.samples > 0 else (),
                         )
                     )
+        tables += (TableDiff(view.name, None, 0, 0) for view in self._filled_indexes())
         return Diff(tuple(tables), tuple(self._moved()), self.target.database.lost)
 
     def _facts(self, table: Relation) -> Facts:
@@ -72,10 +71,12 @@ class _Comparison:
     def _captured(self, table: Relation) -> Captured | None:
         return self.baseline.tables.get((table.schema, table.table)) if self.baseline else None
 
-    def _is_index(self, table: Relation) -> bool:
-        """Whether it holds what it was made anew from, which is compared."""
-        place = table.schema, table.table
-        return self.baseline is not None and place in self.baseline.indexes
+    def _filled_indexes(self) -> Iterator[Relation]:
+        """Those of rows of which the baseline has none."""
+        for view in self.target.stale_views:
+            look = self.found.indexes[view.key].look
+            if is_empty(view, self.target) and self.ask(f"SELECT {look}")[0][0]:
+                yield view
 
     def _count(self, table: Relation) -> str:
         """The numbers of rows that were added, changed and are gone."""

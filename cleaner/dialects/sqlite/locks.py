@@ -13,6 +13,8 @@ from filelock import FileLock
 
 from cleaner.errors import Blocker
 
+_TURNS = 1024  # files at most, of all databases
+
 
 @dataclass(frozen=True)
 class Unnamed(Blocker):
@@ -37,16 +39,24 @@ def turn_at(path: str) -> FileLock:
     """The lock by which cleans of that file take turns.
 
     SQLite's own lock would do, but whoever waits for it looks from time to time, and the one who
-    works in a loop wins nearly always: with eight of them some wait for seconds.
+    works in a loop wins nearly always: with eight of them some wait for seconds. So it may be that
+    of another file as well: there are but a thousand, since nobody could remove one safely.
     """
-    return lock_on(path, "turn")
+    return _lock(f"{int(_digest(path), 16) % _TURNS:03x}-turn")
 
 
 def lock_on(path: str | Path, purpose: str) -> FileLock:
     """A lock between processes of this user that goes with its holder."""
-    digest = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
+    return _lock(f"{_digest(path)}-{purpose}")
+
+
+def _digest(path: str | Path) -> str:
+    return hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
+
+
+def _lock(name: str) -> FileLock:
     user = os.getuid() if hasattr(os, "getuid") else 0
-    return FileLock(Path(tempfile.gettempdir()) / f"cleaner-{user}-{digest}-{purpose}.lock")
+    return FileLock(Path(tempfile.gettempdir()) / f"cleaner-{user}-{name}.lock")
 
 
 def holders(path: str) -> tuple[Blocker, ...]:

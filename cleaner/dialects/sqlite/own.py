@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.pool import StaticPool
 
 from cleaner.dialects.base import Guard, Prepared
-from cleaner.dialects.sqlite.connection import file_of
+from cleaner.dialects.sqlite.files import file_of
 from cleaner.dialects.sqlite.locks import lock_on
 from cleaner.errors import ProvisionError, SettingsError
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TypeVar
 
 from cleaner.dialects.sqlite.baseline import Baseline, Captured
-from cleaner.dialects.sqlite.catalog import Facts, Found
+from cleaner.dialects.sqlite.catalog import Found
+from cleaner.dialects.sqlite.facts import Facts, Index
 from cleaner.dialects.sqlite.sql import qualified, quote
 from cleaner.dialects.strings import literal
 from cleaner.spi import Empty, ForeignKey, Plan, Relation, Restart, Sequence, Target, Truncate
@@ -23,8 +24,7 @@ class Unit:
     """A table: emptied ``always``, or only if ``look`` says so.
 
     ``guards`` are queries that find rows outside the target which refer to rows that would go, or
-    that something is gone there which captured rows refer to; each with its foreign key. One that
-    ``is_index`` of captured rows elsewhere is made anew.
+    that something is gone there which captured rows refer to; each with its foreign key.
     """
 
     relation: Relation
@@ -34,7 +34,6 @@ class Unit:
     always: bool
     guards: tuple[tuple[ForeignKey, str], ...]
     captured: Captured | None
-    is_index: bool
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,18 @@ def parts(items: SequenceOf[Item], size: int) -> Iterator[SequenceOf[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def is_empty(index: Relation, target: Target) -> bool:
+    """Whether it has no entries at its baseline, since it is of rows of which there are none."""
+    return {table.key for table in target.tables if not table.captured}.issuperset(index.reads)
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """What :meth:`.session.SqliteSession.run` runs, written for the schema of ``found``.
 
     ``looks`` are the statements that tell which of their units are not at their baseline.
     ``counters`` are by the table they are in and the name they have there, ``positioned`` those
-    that do not begin at the start.
+    that do not begin at the start. ``indexes`` are of rows of the target.
     """
 
     found: Found
@@ -76,6 +80,7 @@ class Program:
     counters: Mapping[tuple[str, str], Counter]
     books: tuple[str, ...]
     positioned: frozenset[tuple[str, str]]
+    indexes: tuple[tuple[Relation, Index], ...]
 
     @cached_property
     def switches(self) -> bool:
@@ -95,6 +100,9 @@ class Program:
             yield from (trigger.drop for trigger in unit.facts.triggers)
             yield from unit.statements
             yield from (trigger.create for trigger in unit.facts.triggers)
+        if self.indexes:
+            yield "-- each of the following only where it is not of what is there now"
+            yield from (index.rebuild for _, index in self.indexes)
         if self.counters:
             yield "-- each of the following only where the position is another"
         for book in self.books:
@@ -118,8 +126,6 @@ def compile_plan(plan: Plan, target: Target, found: Found, baseline: Baseline | 
                 sequences |= {s.key: s for s in every if s.owner in owners}
         elif isinstance(step, Restart):
             sequences |= {sequence.key: sequence for sequence in step.sequences}
-    # An index of rows elsewhere is made anew when those are there again.
-    units.sort(key=lambda unit: bool(unit.facts.rebuild))
     counters = [writer.counter(sequence) for sequence in sequences.values()]
     return Program(
         found,
@@ -132,6 +138,7 @@ def compile_plan(plan: Plan, target: Target, found: Found, baseline: Baseline | 
         {(counter.book, counter.sequence.sequence): counter for counter in counters},
         tuple(dict.fromkeys(counter.book for counter in counters)),
         frozenset((c.book, c.sequence.sequence) for c in counters if c.position),
+        tuple((view, found.indexes[view.key]) for view in target.stale_views),
     )
 
 
@@ -147,10 +154,6 @@ class _Writer:
         look = facts.look
         if captured:
             look, statements = captured.look, captured.restore
-        is_index = self.baseline is not None and place in self.baseline.indexes
-        if is_index:
-            # Whatever was written may have been meant for it: there is no telling what it holds.
-            look, statements = "1", (facts.empty, facts.rebuild)
         guards = tuple(
             (key, self.guard(key, captured))
             for key in self.target.outside
@@ -158,7 +161,7 @@ class _Writer:
         )
         if captured:
             guards += tuple((key, self.lacks(key, captured)) for key in self.kept_parents(table))
-        return Unit(table, facts, look, statements, always, guards, captured, is_index)
+        return Unit(table, facts, look, statements, always, guards, captured)
 
     def guard(self, key: ForeignKey, captured: Captured | None) -> str:
         child = self.found.database.relation(key.child)

@@ -22,7 +22,7 @@ from cleaner.dialects.sqlite.image import Image, Recreation
 from cleaner.dialects.sqlite.program import Program, compile_plan
 from cleaner.dialects.sqlite.sql import BASELINE, quote
 from cleaner.difference import Diff
-from cleaner.errors import BlockedError, Blocker
+from cleaner.errors import BlockedError, Blocker, StrategyRefusedError
 from cleaner.retry import Conflict, LockWait, Stale
 from cleaner.spi import Database, Plan, Recreate, Relation, Target
 
@@ -75,6 +75,12 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
                     ).hexdigest(),
                 ),
             )
+        if self.private:
+            warning = (
+                f"{', '.join(sorted(self.private))}: attached as a database in memory, of which "
+                "each connection has another, so the application's can't be cleaned"
+            )
+            found = replace(found, database=replace(found.database, warnings=(warning,)))
         self._catalog = found
 
     def _name(self) -> str:
@@ -94,18 +100,46 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
     # -- cleaning -------------------------------------------------------------------------
 
     def compile(self, plan: Plan, target: Target) -> Program | Recreation:
+        self._check_attached(target)
         for step in plan.steps:
             if isinstance(step, Recreate):
+                self._refuse_copying(_beside_main(target))
                 return Recreation(target, step.template or self._template.name)
-        self._check_attached(target)
         return compile_plan(plan, target, self.catalog, self._baseline)
 
     def _check_attached(self, target: Target) -> None:
-        """The guard is to see every file that is cleaned."""
+        """The guard is to see every file that is written to."""
+        self._refuse_private(target)
+        self._check_files(_beside_main(target))
+
+    def _check_files(self, schemas: Iterable[str]) -> None:
         files = dict(self.catalog.versions[1])
-        for schema in dict.fromkeys(table.schema for table in target.tables):
-            if schema != "main" and files[schema]:
+        for schema in schemas:
+            if files.get(schema):
                 self._guard(Path(files[schema]).name)
+
+    def _refuse_private(self, target: Target) -> None:
+        """Raise StrategyRefusedError where what we see of the target is not the application's."""
+        for schema in _beside_main(target):
+            if schema in self.private:
+                raise StrategyRefusedError(
+                    f"The tables of {schema} can't be cleaned: it is attached to {self._name()} as "
+                    "a database in memory, and our connection has another than the application's.",
+                    "a database in memory belongs to the connection that attaches it",
+                    f'exclude = ["{schema}.*"]; or ATTACH '
+                    f"'file:{schema}_test?mode=memory&cache=shared' AS {schema}, with uri=true",
+                )
+
+    def _refuse_copying(self, schemas: tuple[str, ...]) -> None:
+        """Raise StrategyRefusedError where a copy would not hold what is in ``schemas``."""
+        if schemas:
+            listed = ", ".join(schemas)
+            raise StrategyRefusedError(
+                f"The strategy 'recreate' can't clean {self._name()}: tables of the target are in "
+                f"{listed}, which is attached.",
+                "it copies the main database only",
+                f'strategy = "auto", or exclude = ["{schemas[0]}.*"]',
+            )
 
     def run(self, program: Program | Recreation, wait: int) -> Done:
         if isinstance(program, Recreation):
@@ -135,6 +169,7 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
 
     def diff(self, target: Target, samples: int, wait: int) -> Diff:
         found = self.catalog
+        self._refuse_private(target)
         with self._doing("to be compared"), self.transaction(wait, writes=False):
             if self._versions() != found.versions:
                 self._catalog = None
@@ -145,6 +180,7 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
 
     def capture(self, target: Target, tables: Iterable[Relation], wait: int) -> None:
         found = self.catalog
+        self._check_attached(target)
         try:
             with self._doing("to be captured"), self.transaction(wait):
                 if self._versions() != found.versions:
@@ -157,6 +193,8 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
         try:
             with self._doing("to forget what was captured"), self.transaction(wait):
                 self._look()
+                if self._baseline:
+                    self._check_files(kept["schema"] for kept in self._baseline.entries["tables"])
                 capture.release(self.ask, self._baseline)
         finally:
             self._catalog = None
@@ -167,7 +205,7 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
     def _template(self) -> Image:
         if self._image is None:
             with self.working():  # tells what the path is
-                self._image = Image(self.path, lambda: driver_of(self._lent))
+                self._image = Image(self.path, lambda: driver_of(self._held))
         return self._image
 
     def _imaged(self, work: Callable[[Image], Result]) -> Result:
@@ -216,3 +254,8 @@ class SqliteSession(Looked[catalog.Found], SqliteConnection):
 
     def terminate(self, blockers: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
         return ()
+
+
+def _beside_main(target: Target) -> tuple[str, ...]:
+    """The attached databases that tables of the target are in."""
+    return tuple(dict.fromkeys(t.schema for t in target.tables if t.schema != "main"))

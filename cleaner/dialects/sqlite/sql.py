@@ -6,6 +6,8 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
 _PREPARER = SQLiteDialect(paramstyle="named").identifier_preparer
 
+# An expression that matches a name in a statement, however it is quoted.
+NAME = r"""(?:"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|'(?:[^']|'')*'|[^\s("'`\[]+)"""
 BASELINE = "cleaner_baseline"  # the table that lists what was captured, and how the copies begin
 
 
