@@ -108,8 +108,10 @@ class Attempts:
         except retry.Conflict as conflict:
             raise RetriesExhaustedError(
                 f"{doing} {self._session.look().name} failed {attempts} times: {conflict}",
-                "other sessions go on writing meanwhile, or rows outside the target are in the way",
-                "stop background writers before it, or retries = 20",
+                conflict.cause
+                or "other sessions go on writing meanwhile, or rows outside the target are in the "
+                "way",
+                conflict.remedy or "stop background writers before it, or retries = 20",
             ) from conflict
 
     def _blocked(self, doing: str, blockers: tuple[Blocker, ...]) -> BlockedError:

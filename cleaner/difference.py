@@ -161,7 +161,7 @@ class SequenceDiff:
 class Diff:
     """What differs from the baseline, by table and sequence; false where nothing does.
 
-    ``lost`` names what was captured and is not in the schema any more. ``str(diff)`` is a few
+    ``lost`` names what was captured and is gone. ``str(diff)`` is a few
     lines for each table: ``+`` rows that were added, ``~`` changed, ``-`` gone.
     """
 

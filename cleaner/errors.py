@@ -232,7 +232,7 @@ class NotCleanError(CleanerError):
             place = place if moved.baseline.called else "not at its START"
             parts.append(f"sequence {moved.sequence}: {place}")
         lost = diff.lost if diff else ()
-        parts += [f"{each}, is not in the schema any more" for each in lost]
+        parts += [f"{each}, is gone" for each in lost]
         reasons = [survivor.why for survivor in survivors if survivor.why]
         remedy = "capture() again, or release()" if lost else "cleaner.clean()"
         error = cls(
@@ -260,11 +260,11 @@ class SchemaChangedError(CleanerError):
 
     @classmethod
     def lost(cls, database: str, lost: tuple[str, ...]) -> SchemaChangedError:
-        """The error for captured rows or columns that have nowhere to go any more."""
+        """The error for captured rows that are gone, or have nowhere to go any more."""
         return cls(
-            f"The baseline of {database} can't be restored: {'; '.join(lost)}, is not in the "
-            "schema any more.",
-            "a test, or a migration, has changed the schema since capture()",
+            f"The baseline of {database} can't be restored, since this is gone: {'; '.join(lost)}.",
+            "a test, or a migration, has changed the schema since capture(), or a helper has "
+            "truncated the tables of all schemas",
             'strategy = "recreate" for such tests; or capture() again, or release()',
         )
 

@@ -40,7 +40,14 @@ class LockWait(Transient):
 
 
 class Conflict(Transient):
-    """A deadlock, a serialization failure, or a row that a concurrent writer slipped in."""
+    """A deadlock, a serialization failure, or a row that a concurrent writer slipped in.
+
+    ``cause`` and ``remedy`` are those of the error where it does not pass, if it is none of these.
+    """
+
+    def __init__(self, said: str, cause: str = "", remedy: str = "") -> None:
+        super().__init__(said)
+        self.cause, self.remedy = cause, remedy
 
 
 def slices(settings: Settings, least: int = 1) -> list[int]:

@@ -116,6 +116,33 @@ def test_untouched_is_one_round_trip_touched_is_one_and_swapped_two(
 # -- outside the target -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "publication",
+    ["FOR TABLE t", "FOR ALL TABLES", "FOR TABLE t (v)", "FOR TABLE t WHERE (v <> 'x')"],
+)
+@ways(*AS_SUPERUSER)
+def test_rows_whose_updates_are_published_by_nothing_that_identifies_them_are_put_back(
+    database: Database, way: Way, publication: str
+) -> None:
+    key = "PRIMARY KEY" if "v" in publication else "NOT NULL UNIQUE"
+    database.execute(
+        f"""CREATE TABLE t (id int {key}, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b');
+        CREATE TABLE u (id int REFERENCES t (id) ON DELETE CASCADE); INSERT INTO u VALUES (1);
+        CREATE PUBLICATION p {publication} WITH (publish = 'insert, update')"""
+    )
+    with database.cleaner(strategy=way.strategy) as cleaner:
+        cleaner.capture()
+        before = state(database)
+        for _ in range(2):
+            database.execute(
+                """ALTER TABLE t REPLICA IDENTITY FULL; ALTER PUBLICATION p SET (publish = '');
+                UPDATE t SET v = 'x' WHERE id = 1; ALTER TABLE t REPLICA IDENTITY DEFAULT;
+                ALTER PUBLICATION p SET (publish = 'insert, update')"""
+            )
+            assert "t" in cleaner.clean().tables
+            assert state(database) == before
+
+
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(
     "change",

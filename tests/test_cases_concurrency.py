@@ -14,7 +14,8 @@ from support.cases import AS_SUPERUSER, AUTO, DELETE, REPLICA, TRUNCATE, Watched
 from support.database import Database
 
 from cleaner import Cleaner
-from cleaner.errors import BlockedError, ExcludedTableError
+from cleaner.errors import BlockedError, ExcludedTableError, RetriesExhaustedError
+from cleaner.provision.embedded import EmbeddedPostgres
 
 TABLES = """
     CREATE TABLE a (id serial PRIMARY KEY, x int); CREATE TABLE b (a int REFERENCES a);
@@ -274,6 +275,41 @@ def test_a_connection_that_was_ended_is_replaced(database: Database, way: Way) -
             watched.assert_clean({})
 
 
+@pytest.mark.parametrize("cache", [1, 5])
+@ways(*AS_SUPERUSER)
+def test_who_has_locked_a_sequence_is_named_and_can_be_ended(
+    database: Database, way: Way, cache: int
+) -> None:
+    database.execute(TABLES + f"ALTER SEQUENCE a_id_seq CACHE {cache};" + ROWS)
+    with database.transaction() as holder:
+        holder.execute("ALTER SEQUENCE a_id_seq RESTART 7")
+        blocked(database, way, holder.info.backend_pid)
+        with database.cleaner(strategy=way.strategy, on_blocked="terminate") as cleaner:
+            report = cleaner.clean()
+            assert f"pid {holder.info.backend_pid} " in report.terminated[0]
+            assert "a_id_seq" in report.sequences or way is TRUNCATE
+        with pytest.raises(psycopg.OperationalError):
+            holder.execute("SELECT 1")
+    assert database.scalar("SELECT nextval('a_id_seq')") == 1
+
+
+@ways(*AS_SUPERUSER)
+def test_who_has_drawn_a_value_blocks_only_those_who_restart_the_sequence(
+    database: Database, way: Way
+) -> None:
+    database.execute(TABLES + ROWS)
+    with database.transaction() as drawer, database.transaction() as holder:
+        drawer.execute("SELECT nextval('a_id_seq')")
+        if way is TRUNCATE:
+            blocked(database, way, drawer.info.backend_pid)
+            return
+        holder.execute("LOCK TABLE a")
+        blocked(database, way, holder.info.backend_pid)
+        holder.rollback()
+        clean(database, way)
+    assert database.scalar("SELECT nextval('a_id_seq')") == 1
+
+
 @ways(AUTO, TRUNCATE)
 def test_an_idle_reader_of_a_materialized_view_is_named(database: Database, way: Way) -> None:
     database.execute(TABLES + ROWS + "CREATE MATERIALIZED VIEW m AS TABLE a")
@@ -306,3 +342,20 @@ def test_different_databases_are_cleaned_at_once(database: Database, way: Way) -
     finally:
         second.close()
         database.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def test_a_lock_table_that_is_too_small_is_named() -> None:
+    room = {"max_locks_per_transaction": "10", "max_connections": "10"}
+    with EmbeddedPostgres(options=room) as server:
+        database = Database(server.create_database("test_locks"), "nobody")
+        for start in range(0, 3000, 200):
+            names = (f"t{i}" for i in range(start, start + 200))
+            database.execute(";".join(f"CREATE TABLE {name} (id int)" for name in names))
+        with (
+            database.cleaner(retries=2) as cleaner,
+            pytest.raises(RetriesExhaustedError, match="failed 2 times") as caught,
+        ):
+            cleaner.clean()
+        database.close()
+    assert "max_locks_per_transaction is too low" in caught.value.cause
+    assert "ALTER SYSTEM SET max_locks_per_transaction" in caught.value.remedy

@@ -6,6 +6,8 @@ import pytest
 from support.cases import AS_OWNER, AS_SUPERUSER, AUTO, DELETE, TRUNCATE, Watched, Way, clean, ways
 from support.database import Database
 
+from cleaner.errors import CleanerError
+
 PAGES = "SELECT n, repeat('x', 1000) FROM generate_series(1, 3000) n"
 
 
@@ -38,6 +40,58 @@ def test_views_are_left_alone_and_materialized_views_refreshed(
         )
         watched.clean()
         assert database.count("m3") == 0
+
+
+@ways()
+def test_a_view_that_was_depopulated_under_a_populated_one_is_populated_again(
+    database: Database, way: Way
+) -> None:
+    database.execute(
+        """CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES;
+        CREATE MATERIALIZED VIEW lowest AS TABLE t; CREATE VIEW between AS TABLE lowest;
+        CREATE MATERIALIZED VIEW middle AS TABLE between;
+        CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM middle"""
+    )
+    with Watched(database, way) as watched:
+        for rows in ("", "INSERT INTO t DEFAULT VALUES;", ""):
+            database.execute(
+                f"""{rows} REFRESH MATERIALIZED VIEW lowest WITH NO DATA;
+                REFRESH MATERIALIZED VIEW middle WITH NO DATA"""
+            )
+            report = watched.clean()
+            assert report.refreshed[:2] == ("lowest", "middle")
+            assert (database.count("lowest"), database.count("middle")) == (0, 0)
+            assert database.scalar("SELECT n FROM counted") == 0
+        assert watched.cleaner.clean().refreshed == () or way.strategy == "truncate"
+        database.execute(
+            "REFRESH MATERIALIZED VIEW lowest WITH NO DATA;"
+            "REFRESH MATERIALIZED VIEW middle WITH NO DATA;"
+            "REFRESH MATERIALIZED VIEW counted WITH NO DATA"
+        )
+        assert watched.clean().refreshed == ()
+
+
+@ways()
+def test_a_materialized_view_that_can_not_be_refreshed_is_named(
+    database: Database, way: Way
+) -> None:
+    database.execute(
+        """CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES;
+        CREATE MATERIALIZED VIEW share AS SELECT 100 / count(*) AS n FROM t"""
+    )
+    if way.owner:
+        database.give_away()
+    settings = {"role": way.role(database), "strategy": way.strategy}
+    with (
+        database.cleaner(**settings) as cleaner,
+        pytest.raises(CleanerError, match="view share can't be refreshed") as caught,
+    ):
+        cleaner.clean()
+    assert 'exclude = ["share"]' in caught.value.remedy
+    assert database.count("t") == 1
+    with database.cleaner(**settings, exclude=["share"]) as cleaner:
+        cleaner.clean()
+    assert (database.count("t"), database.scalar("SELECT n FROM share")) == (0, 100)
 
 
 @ways(*AS_OWNER)

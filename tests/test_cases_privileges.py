@@ -7,14 +7,24 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 from support.cases import AS_OWNER, AS_SUPERUSER, AUTO, REPLICA, TRUNCATE, Way, clean, ways
-from support.database import Database
+from support.database import STRATEGIES, Database
 
-from cleaner.errors import CleanerError, NotCleanError, StrategyRefusedError, UnsafeDatabaseError
+from cleaner.errors import (
+    BlockedError,
+    CleanerError,
+    ExcludedTableError,
+    NotCleanError,
+    StrategyRefusedError,
+    UnsafeDatabaseError,
+)
+from cleaner.provision.embedded import EmbeddedPostgres
 
 TABLES = """
     CREATE TABLE parent (id serial PRIMARY KEY, x int);
@@ -190,6 +200,75 @@ def test_an_excluded_child_that_this_role_may_not_see_is_never_changed(
     assert (database.count("child"), database.count("parent")) == (1, 1)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "delete"])
+def test_what_is_missing_to_see_an_excluded_child_is_named_before_a_clean(
+    database: Database, strategy: str
+) -> None:
+    database.execute(
+        """CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent VALUES (1), (2);
+        CREATE SCHEMA apart; CREATE TABLE apart.child (
+            parent int REFERENCES parent ON DELETE CASCADE, note text);
+        INSERT INTO apart.child VALUES (1)"""
+    )
+    grant(database, "SELECT, DELETE", "parent")
+    settings: dict[str, Any] = {"role": database.role, "strategy": strategy, "exclude": ["child"]}
+    steps = {
+        "GRANT USAGE ON SCHEMA": ("USAGE", "SCHEMA apart"),
+        'GRANT SELECT ON "apart"."child"': ("SELECT (parent)", "apart.child"),
+    }
+    for remedy, granted in steps.items():
+        with database.cleaner(**settings) as cleaner:
+            with pytest.raises(StrategyRefusedError, match=r"parent.*apart\.child") as caught:
+                cleaner.plan()
+            assert remedy in caught.value.remedy
+        grant(database, *granted)
+    with pytest.raises(ExcludedTableError, match=r"apart\.child"):
+        clean_as_guest(database, strategy, exclude=["child"])
+    database.execute("ALTER TABLE apart.child ENABLE ROW LEVEL SECURITY")
+    with pytest.raises(StrategyRefusedError, match="BYPASSRLS"):
+        clean_as_guest(database, strategy, exclude=["child"])
+    database.execute("ALTER TABLE apart.child DISABLE ROW LEVEL SECURITY; DELETE FROM apart.child")
+    clean_as_guest(database, strategy, exclude=["child"])
+    assert database.count("parent") == 0
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["empty", "captured"])
+@pytest.mark.parametrize("strategy", ["auto", "delete"])
+def test_an_excluded_child_that_hides_its_rows_from_its_owner_is_never_changed(
+    database: Database, strategy: str, captured: bool
+) -> None:
+    database.execute(
+        """CREATE TABLE parent (id int PRIMARY KEY);
+        CREATE TABLE child (parent int REFERENCES parent ON DELETE CASCADE);
+        ALTER TABLE child ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"""
+    )
+    database.give_away()
+    settings: dict[str, Any] = {"role": database.role, "strategy": strategy, "exclude": ["child"]}
+    forced = "SELECT relforcerowsecurity FROM pg_class WHERE relname = 'child'"
+    with database.cleaner(**settings) as cleaner:
+        if captured:
+            database.execute("INSERT INTO parent VALUES (7)")
+            with database.cleaner(exclude=["child"]) as superuser:
+                superuser.capture()
+        for _ in range(2):
+            database.execute("INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1)")
+            with pytest.raises(ExcludedTableError, match="child"):
+                cleaner.clean()
+            assert (database.count("child"), database.scalar(forced)) == (1, True)
+            database.execute("DELETE FROM child")
+            assert cleaner.clean().tables == ("parent",)
+            assert (database.count("parent"), database.scalar(forced)) == (int(captured), True)
+        database.execute("INSERT INTO parent VALUES (1)")
+        with database.transaction() as reader:
+            reader.execute("SELECT FROM child")
+            with (
+                database.cleaner(**settings, lock_timeout=0.1) as hasty,
+                pytest.raises(BlockedError) as caught,
+            ):
+                hasty.clean()
+            assert [b.pid for b in caught.value.blockers] == [reader.info.backend_pid]
+
+
 @ways(*AS_OWNER[:2])
 def test_a_leaf_of_another_owner_is_no_obstacle(database: Database, way: Way) -> None:
     database.execute(TABLES + SWALLOW)
@@ -221,6 +300,49 @@ def test_temporary_functions_may_be_forbidden_and_are_asked_for(database: Databa
             clean_as_guest(database, "auto")
     finally:
         database.execute(f'GRANT TEMPORARY ON DATABASE "{database.name}" TO PUBLIC')
+
+
+def test_a_privilege_that_a_trigger_lacks_is_named(database: Database) -> None:
+    database.execute(
+        """CREATE TABLE watched (id int); INSERT INTO watched VALUES (1);
+        CREATE TABLE secret (what text);
+        CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN INSERT INTO public.secret VALUES (TG_OP); RETURN NULL; END';
+        CREATE TRIGGER tell AFTER DELETE ON watched EXECUTE FUNCTION tell()"""
+    )
+    grant(database, "SELECT, DELETE", "watched")
+    with pytest.raises(CleanerError, match="lacks a privilege") as caught:
+        clean_as_guest(database, "delete", exclude=["secret"])
+    assert f'GRANT ALL ON "public"."secret" TO "{database.role}"' in caught.value.remedy
+    assert database.count("watched") == 1
+
+
+@pytest.mark.parametrize("captures", [False, True], ids=["clean", "capture"])
+@pytest.mark.parametrize("command", ["ALTER TABLE", "CREATE FUNCTION"])
+def test_an_event_trigger_that_forbids_ddl_is_named(
+    database: Database, command: str, captures: bool
+) -> None:
+    database.execute(
+        """CREATE TABLE t (id int); CREATE TABLE u (id int); INSERT INTO t VALUES (1);
+        CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER keep BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION swallow();
+        CREATE FUNCTION forbid() RETURNS event_trigger LANGUAGE plpgsql
+            AS 'BEGIN RAISE EXCEPTION ''no %'', TG_TAG USING ERRCODE = ''42501''; END'"""
+    )
+    if captures:
+        command = "CREATE SCHEMA"
+    database.execute(
+        f"""CREATE EVENT TRIGGER "No DDL" ON ddl_command_start WHEN TAG IN ('{command}')
+            EXECUTE FUNCTION forbid()"""
+    )
+    with (
+        database.cleaner(strategy="delete") as cleaner,
+        pytest.raises(CleanerError, match=f"no {command}") as caught,
+    ):
+        cleaner.capture() if captures else cleaner.clean()
+    assert "event trigger such as No DDL forbids" in caught.value.cause
+    assert 'ALTER EVENT TRIGGER "No DDL" DISABLE' in caught.value.remedy
+    assert database.count("t") == 1
 
 
 DEFAULTS = {
@@ -298,8 +420,6 @@ def test_a_database_without_the_word_test_is_never_touched(database: Database, w
 @pytest.fixture
 def own_server() -> Iterator[Database]:
     """A database on a server that this test may restart."""
-    from cleaner.provision.embedded import EmbeddedPostgres
-
     with EmbeddedPostgres() as server:
         yield Database(make_url(server.create_database("test_restart")), "nobody")
 
@@ -330,6 +450,22 @@ def test_a_server_that_restarts_between_two_cleans_is_no_event(own_server: Datab
         assert "parent" in cleaner.clean().tables
         assert_clean(own_server)
     own_server.close()
+
+
+def test_a_hot_standby_is_named_as_such() -> None:
+    with EmbeddedPostgres(options={"wal_level": "replica", "fsync": "off"}) as server:
+        database = Database(make_url(server.create_database("test_standby")), "nobody")
+        database.execute("CREATE TABLE t AS SELECT 1 AS id")
+        Path(database.scalar("SHOW data_directory"), "standby.signal").touch()
+        restart(database)
+        assert database.scalar("SELECT pg_is_in_recovery()")
+        for strategy in STRATEGIES:
+            with (
+                database.cleaner(strategy=strategy) as cleaner,
+                pytest.raises(CleanerError, match=r"(?s)is a hot standby.*its primary"),
+            ):
+                cleaner.clean()
+        database.close()
 
 
 def test_a_database_that_was_made_anew_is_looked_at_anew(database: Database) -> None:

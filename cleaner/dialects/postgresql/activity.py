@@ -14,11 +14,15 @@ Execute = Callable[[str], list[tuple[Any, ...]]]
 
 
 def blockers(
-    execute: Execute, locks: Iterable[int], exclusive: bool, cleans: bool = True
+    execute: Execute,
+    locks: Iterable[int],
+    exclusive: bool,
+    cleans: bool = True,
+    resets: Iterable[int] = (),
 ) -> tuple[Blocker, ...]:
-    """Who holds a lock on one of the relations ``locks``, or one on any that nobody can pass; those
-    who only read where ``exclusive`` locks are needed, or there are no others; with ``cleans`` who
-    cleans.
+    """Who holds a lock on one of the relations ``locks``, one that keeps from writing to one of
+    ``resets``, or one on any that nobody can pass; those who only read where ``exclusive`` locks
+    are needed, or there are no others; with ``cleans`` who cleans.
     """
     advisory = f"(l.classid::int8 << 32 | l.objid::int8) = {ADVISORY_LOCK}" if cleans else "false"
     rows = execute(
@@ -34,6 +38,8 @@ def blockers(
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND (l.locktype = 'advisory' AND {advisory}
         OR l.locktype = 'relation' AND l.relation = ANY ({oid_array(locks)})
+        OR l.locktype = 'relation' AND l.relation = ANY ({oid_array(resets)})
+           AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock')
         OR l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock')
  ORDER BY l.pid, p.gid, l.mode = 'AccessShareLock'"""
     )

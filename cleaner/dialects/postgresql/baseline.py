@@ -18,84 +18,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cleaner.dialects.postgresql.columns import Column
 from cleaner.dialects.postgresql.discovery import BASELINE
-from cleaner.dialects.postgresql.sql import oid_array, qualified, quote
+from cleaner.dialects.postgresql.sql import qualified, quote
 
 STORED = f"""SELECT pg_catalog.json_build_object(
     'tables', b.tables, 'sequences', b.sequences,
+    'copies', (SELECT pg_catalog.json_agg(c.relname) FROM pg_catalog.pg_class c
+                WHERE c.relnamespace = '{BASELINE}'::regnamespace AND c.relkind = 'r'),
     'horizon', CASE WHEN b.xmin::text = b.author::text THEN b.horizon::text END)::text
   FROM {BASELINE}.baseline b"""
-
-# The key is what tells a row from others, in a way that the server enforces at once.
-_COLUMNS = """SELECT pg_catalog.json_object_agg(c.oid::int8, pg_catalog.json_build_object(
-    'columns', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
-        'name', a.attname, 'number', a.attnum,
-        'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
-        'builtin', a.atttypid < 16384 AND a.attcollation < 16384,
-        'collation', (SELECT pg_catalog.format('%I.%I', n.nspname, l.collname)
-                        FROM pg_catalog.pg_collation l
-                        JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace
-                       WHERE l.oid = a.attcollation AND l.oid >= 16384),
-        'always', a.attidentity = 'a') ORDER BY a.attnum)
-        FROM pg_catalog.pg_attribute a
-       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-    'key', (SELECT pg_catalog.json_agg(a.attname ORDER BY u.i)
-              FROM (SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] AS numbers
-                      FROM pg_catalog.pg_index i
-                     WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
-                       AND i.indpred IS NULL AND i.indexprs IS NULL
-                       AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute n
-                            WHERE n.attrelid = c.oid AND NOT n.attnotnull
-                              AND n.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
-                       AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1],
-                                (i.indcollation::oid[])[0:i.indnkeyatts - 1]) u(n, l)
-                             JOIN pg_catalog.pg_attribute n ON n.attrelid = c.oid AND n.attnum = u.n
-                             JOIN pg_catalog.pg_collation l ON l.oid = n.attcollation
-                            WHERE NOT l.collisdeterministic AND l.oid <> u.l)
-                     ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1) k,
-                   unnest(k.numbers) WITH ORDINALITY u(n, i)
-              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.n)))::text
-  FROM pg_catalog.pg_class c WHERE c.oid = ANY ({oids})"""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column that can be written to; ``kept`` is the type of its copy."""
-
-    name: str
-    number: int
-    type: str
-    builtin: bool
-    collation: str | None
-    always: bool
-    kept: str
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """What is kept of it with the rows."""
-        kept = self.type if self.builtin else "text"
-        return {"number": self.number, "type": self.type, "kept": kept}
-
-    @property
-    def to_copy(self) -> str:
-        """What the copy holds of ``t``'s value."""
-        value = f"t.{quote(self.name)}"
-        return value if self.builtin else f'{value}::text COLLATE pg_catalog."C"'
-
-    @property
-    def from_copy(self) -> str:
-        """The value that the copy ``c`` holds."""
-        return self._cast(f"c.{quote(self.name)}")
-
-    @property
-    def there_and_back(self) -> str:
-        """What would be put back of ``t``'s value."""
-        return self._cast(self.to_copy)
-
-    def _cast(self, value: str) -> str:
-        if self.kept != self.type:
-            value = f"({value})::{self.type}"
-        return f"{value} COLLATE {self.collation}" if self.collation else value
 
 
 @dataclass(frozen=True)
@@ -103,12 +35,14 @@ class Captured:
     """The rows that are a table's baseline: how many, and in which table of ours.
 
     ``key`` are the columns by which a row is known again; empty where nothing makes them unique.
+    ``oids`` are those of the table there is now, and of its partitions.
     """
 
     rows: int
     copy: str
     columns: tuple[Column, ...]
     key: tuple[Column, ...]
+    oids: tuple[int, ...]
 
     @property
     def same(self) -> str:
@@ -142,8 +76,8 @@ class Captured:
 class Baseline:
     """What the database is put back to: by (schema, name), rows and sequence positions.
 
-    ``oid`` is that of the table of ours that lists them; ``lost`` is what can't be put back, since
-    it is gone from the schema.
+    ``oid`` is that of the table of ours that lists them. ``horizon`` is None where it says nothing
+    of the tables there are now. ``lost`` is what can't be put back, since it is gone.
     """
 
     oid: int
@@ -168,11 +102,6 @@ def differ(some: Iterable[str], others: Iterable[str]) -> str:
     )
 
 
-def columns_of(oids: Iterable[int]) -> str:
-    """The query for the columns and keys of these relations, for :func:`shapes`."""
-    return _COLUMNS.replace("{oids}", oid_array(oids))
-
-
 def shapes(answer: str | None) -> dict[int, Captured]:
     """The relations' columns and keys, each as a baseline of no rows."""
     found = {}
@@ -187,38 +116,88 @@ def shapes(answer: str | None) -> dict[int, Captured]:
             copy="",
             columns=tuple(columns.values()),
             key=tuple(column for column in key if column) if all(key) else (),
+            oids=tuple(shape["oids"]),
         )
     return found
 
 
-def names(stored: str) -> list[tuple[str, str]]:
-    """The tables, by schema and name, of which the answer to ``STORED`` tells."""
-    return [(entry["schema"], entry["table"]) for entry in json.loads(stored)["tables"]]
+@dataclass(frozen=True)
+class Stored:
+    """The answer to ``STORED``; ``oid`` is that of the table it is from."""
+
+    oid: int
+    tables: list[dict[str, Any]]
+    sequences: list[dict[str, Any]]
+    copies: list[str]
+    horizon: str | None
+
+    @classmethod
+    def of(cls, oid: int, answer: str) -> Stored:
+        """Read it."""
+        return cls(oid, **json.loads(answer))
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """The tables, by schema and name."""
+        return [(entry["schema"], entry["table"]) for entry in self.tables]
+
+    @property
+    def kept(self) -> list[str]:
+        """The copies that are there."""
+        there = {*self.copies}
+        return [entry["copy"] for entry in self.tables if entry["copy"] in there]
+
+    @property
+    def counts(self) -> str:
+        """An expression: how many rows each of them has; NULL where another list has taken the
+        place of this one.
+        """
+        counts = (f"(SELECT count(*) FROM {qualified(BASELINE, copy)})" for copy in self.kept)
+        return (
+            f"CASE pg_catalog.to_regclass('{BASELINE}.baseline')::int8 WHEN {self.oid}"
+            f" THEN ARRAY[{', '.join(counts)}]::int8[] END"
+        )
+
+
+def emptied(oid: int) -> Baseline:
+    """The baseline where the list of what was captured is empty: nobody knows what it was."""
+    lost = f"the list of captured rows ({BASELINE}.baseline, which something has emptied)"
+    return Baseline(oid=oid, horizon=None, tables={}, sequences={}, lost=(lost,))
 
 
 def read(
-    oid: int, stored: str, shape: Mapping[int, Captured], keys: Mapping[tuple[str, str], int]
+    stored: Stored,
+    counts: Mapping[str, int],
+    shape: Mapping[int, Captured],
+    keys: Mapping[tuple[str, str], int],
 ) -> Baseline:
-    """The baseline from the answer to ``STORED`` and the relations there are now, by name."""
-    document = json.loads(stored)
-    tables, lost = {}, []
-    for entry in document["tables"]:
+    """The baseline: from what is stored, how many rows the copies have, and the relations there are
+    now, by name.
+    """
+    tables, lost, horizon = {}, [], stored.horizon
+    for entry in stored.tables:
         name = entry["schema"], entry["table"]
         if name not in keys:
             lost.append(f"{'.'.join(name)}, {entry['rows']} rows of which were captured")
             continue
+        left = counts.get(entry["copy"], 0)
+        if left != entry["rows"]:
+            lost.append(
+                f"the copy of {'.'.join(name)}, which has {left} of its {entry['rows']} rows"
+                f" ({BASELINE}.{entry['copy']}, to which something has written)"
+            )
+        if entry["copy"] not in counts:
+            continue
         now = shape[keys[name]]
         kept: dict[str, dict[str, Any]] = entry["columns"]
-        there = {column.name: column.entry for column in now.columns}
+        there = {c.name: c for c in now.columns if c.name in kept and c.fits(kept[c.name])}
         # One that was dropped and made anew holds other values, and no row was written for it.
         lost += [
             f"column {column} of {'.'.join(name)} as it was captured"
-            for column, was in sorted(kept.items())
-            if there.get(column) != was
+            for column in sorted(kept)
+            if column not in there
         ]
-        columns = {
-            c.name: replace(c, kept=kept[c.name]["kept"]) for c in now.columns if c.name in kept
-        }
+        columns = {c.name: replace(c, kept=kept[c.name]["kept"]) for c in there.values()}
         tables[name] = Captured(
             rows=entry["rows"],
             copy=qualified(BASELINE, entry["copy"]),
@@ -226,14 +205,20 @@ def read(
             key=tuple(columns[c.name] for c in now.key)
             if all(c.name in columns for c in now.key)
             else (),
+            oids=now.oids,
         )
+        # The rows of another table that has the name now, or a partition: of when they were
+        # written nothing follows.
+        same = entry.get("oids") in (None, [*now.oids])
+        if not (same and all(c.reads_alike(kept[c.name]) for c in there.values())):
+            horizon = None
     return Baseline(
-        oid=oid,
-        horizon=document["horizon"],
+        oid=stored.oid,
+        horizon=horizon,
         tables=tables,
         sequences={
             (entry["schema"], entry["sequence"]): (entry["last"], entry["called"])
-            for entry in document["sequences"]
+            for entry in stored.sequences
         },
         lost=tuple(lost),
     )

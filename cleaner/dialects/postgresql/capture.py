@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from cleaner.dialects.postgresql.baseline import Captured, Column, columns_of, differ, shapes
+from cleaner.dialects.postgresql.baseline import Captured, differ, shapes
 from cleaner.dialects.postgresql.catalog import Catalog
+from cleaner.dialects.postgresql.columns import Column, columns_of
 from cleaner.dialects.postgresql.discovery import BASELINE
 from cleaner.dialects.postgresql.program import ADVISORY_LOCK
 from cleaner.dialects.postgresql.sql import qualified, quote
 from cleaner.dialects.strings import literal
-from cleaner.errors import StrategyRefusedError
+from cleaner.errors import SchemaChangedError, StrategyRefusedError
 from cleaner.retry import Conflict
 from cleaner.spi import Relation, Target
 
@@ -186,20 +187,25 @@ class _Capture:
         tables: list[Any] = []
         sequences: list[Any] = []
         horizon = "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())"
-        if self.catalog.baseline is not None:
-            stored = self.execute(
-                f"SELECT b.tables::text, b.sequences::text FROM {BASELINE}.baseline b"
-            )[0]
+        listed = f"SELECT b.tables::text, b.sequences::text FROM {BASELINE}.baseline b"
+        stored = self.execute(listed) if self.catalog.baseline else []
+        if self.catalog.baseline and not stored:
+            # Only in what is captured as a whole is nothing missed of what nobody knows any more.
+            if len(self.tables) < len(self.target.tables):
+                database = self.catalog.database
+                raise SchemaChangedError.lost(database.name, database.lost)
+            self.execute(f"DROP SCHEMA {BASELINE} CASCADE")
+        elif self.catalog.baseline:
             replaced = {(table.schema, table.table) for table in self.tables}
-            for entry in json.loads(stored[0]):
+            for entry in json.loads(stored[0][0]):
                 if (entry["schema"], entry["table"]) in replaced:
-                    self.execute(f"DROP TABLE {qualified(BASELINE, entry['copy'])}")
+                    self.execute(f"DROP TABLE IF EXISTS {qualified(BASELINE, entry['copy'])}")
                 else:
                     tables.append(entry)
             positions = {(s.schema, s.sequence) for s in self.sequences}
             sequences = [
                 entry
-                for entry in json.loads(stored[1])
+                for entry in json.loads(stored[0][1])
                 if (entry["schema"], entry["sequence"]) not in positions
             ]
             if tables:  # nobody has looked whether they are at their baseline now
@@ -238,6 +244,7 @@ class _Capture:
             "rows": self.execute(f"SELECT count(*) FROM {copied}")[0][0],
             "copy": copy,
             "columns": {column.name: column.entry for column in shape.columns},
+            "oids": shape.oids,
         }
 
     def _check_types(self, table: Relation, columns: list[Column]) -> None:

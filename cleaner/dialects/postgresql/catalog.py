@@ -30,7 +30,9 @@ class Facts:
     again what would interfere with the statement: triggers, rules, forced row-level security;
     ``replica_switches`` what would even under ``session_replication_role = replica``.
     ``hidden`` are rows that this role can't see, ``watched`` triggers that it can't switch off,
-    since the table belongs to another. ``captured`` says which rows are its baseline, None where
+    since the table belongs to another. ``force`` are the switches of row-level security alone,
+    and ``unreadable`` is why this role can't see the rows in spite of them, with the remedy.
+    ``captured`` says which rows are its baseline, None where
     that is none; the switches are then those for INSERT and UPDATE too. ``unrestorable`` is why
     this role could not put rows back, with the remedy.
     """
@@ -46,6 +48,8 @@ class Facts:
     watched: tuple[str, ...] = ()
     captured: Captured | None = None
     unrestorable: str = ""
+    force: tuple[tuple[str, str], ...] = ()
+    unreadable: str = ""
 
     @property
     def size(self) -> str:
@@ -312,7 +316,24 @@ def _facts(
         watched=unswitchable(DELETE),
         captured=captured,
         unrestorable=unrestorable,
+        force=force,
+        unreadable=_unreadable(row, found["user"]),
     )
+
+
+def _unreadable(row: dict[str, Any], user: str) -> str:
+    """Why this role can't see all rows, with the remedy; empty if it can."""
+    sql, role = qualified(row["schema"], row["table"]), quote(user)
+    grants = []
+    if not row["may_use"]:
+        grants.append(f"GRANT USAGE ON SCHEMA {quote(row['schema'])} TO {role}")
+    if not row["may_look"]:
+        grants.append(f"GRANT SELECT ON {sql} TO {role}")
+    if grants:
+        return f"role {user} may not read it: {'; '.join(grants)}"
+    if row["hidden"] and not row["owned"]:
+        return f"row-level security hides rows of it from role {user}: ALTER ROLE {role} BYPASSRLS"
+    return ""
 
 
 def _rules(row: dict[str, Any], events: int) -> list[tuple[str, str]]:

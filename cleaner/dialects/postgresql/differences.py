@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cleaner.dialects.postgresql import failures
-from cleaner.dialects.postgresql.baseline import Captured, columns_of, differ, shapes
+from cleaner.dialects.postgresql.baseline import Captured, differ, shapes
 from cleaner.dialects.postgresql.catalog import Catalog
+from cleaner.dialects.postgresql.columns import altered, columns_of
 from cleaner.dialects.postgresql.sql import qualified, quote
 from cleaner.dialects.strings import literal
 from cleaner.difference import (
@@ -26,6 +27,7 @@ from cleaner.difference import (
     Value,
     start_of_difference,
 )
+from cleaner.retry import Stale
 from cleaner.spi import Relation, Target
 
 Execute = Callable[..., list[tuple[Any, ...]]]
@@ -46,7 +48,8 @@ def differences(
     of each kind for each table.
 
     ``execute`` is that of :class:`cleaner.dialects.held.HeldConnection`, whose errors it lets
-    through; ``wait`` bounds each wait for a lock, in milliseconds.
+    through; ``wait`` bounds each wait for a lock, in milliseconds. Raises Stale where a type has
+    been altered since the look.
     """
     execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
     try:
@@ -71,6 +74,10 @@ class _Comparison:
         return self._execute(sql, True)
 
     def run(self) -> Diff:
+        captured = (self.facts[table.key].captured for table in self.target.tables)
+        types = altered(column for each in captured if each for column in each.columns)
+        if types and self.execute(f"SELECT {types}")[0][0]:
+            raise Stale
         sequences = tuple(self._moved())  # before the tables: those may be long
         hidden = self._hidden()
         seen = [table for table in self.target.tables if hidden.get(table.key, True)]

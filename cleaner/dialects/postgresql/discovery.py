@@ -9,44 +9,45 @@ BASELINE = "cleaner_baseline"  # the schema in which captured rows are kept
 
 # Changes whenever an object of the schema does, and not when rows do. The first user-made object
 # has oid 16384 (FirstNormalObjectId); `hash_record_extended` came with PostgreSQL 14. What sessions
-# have to themselves is left out: temporary tables, and functions like those that clean.
+# have to themselves is left out: temporary tables, and functions like those that clean. A record's
+# hash is hashed again: it is a sum, too, in which two that have swapped their names do not show.
 _TEMPORARY = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_')"
 _KEPT = """(SELECT oid FROM pg_catalog.pg_class
       WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't')"""
 FINGERPRINT = f"""pg_catalog.concat_ws(' ',
-    (SELECT sum(hash_record_extended((oid, relname, relnamespace, relowner, relkind, relispartition,
-            relrowsecurity, relforcerowsecurity, relreplident, relacl, reloptions), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, relname, relnamespace, relowner, relkind, relispartition,
+            relrowsecurity, relforcerowsecurity, relreplident, relacl, reloptions), 0), 0))
        FROM pg_catalog.pg_class
       WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't'),
-    (SELECT sum(hash_record_extended((attrelid, attnum, attname, atttypid, atttypmod, attnotnull,
-            attisdropped, attidentity, attgenerated), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((attrelid, attnum, attname, atttypid, atttypmod, attnotnull,
+            attisdropped, attidentity, attgenerated), 0), 0))
        FROM pg_catalog.pg_attribute WHERE attnum > 0 AND attrelid IN {_KEPT}),
-    (SELECT sum(hash_record_extended((oid, conrelid, confrelid, contype, confdeltype,
-            condeferrable), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, conrelid, confrelid, contype, confdeltype,
+            condeferrable), 0), 0))
        FROM pg_catalog.pg_constraint WHERE conrelid IN {_KEPT}),
-    (SELECT sum(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype, tgfoid, tgargs,
-            tgqual::text), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype, tgfoid, tgargs,
+            tgqual::text), 0), 0))
        FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
-    (SELECT sum(hash_record_extended((oid, ev_class, rulename, ev_type, ev_enabled), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, ev_class, rulename, ev_type, ev_enabled), 0), 0))
        FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
-    (SELECT sum(hash_record_extended((inhrelid, inhparent), 0)) FROM pg_catalog.pg_inherits),
-    (SELECT sum(hash_record_extended((seqrelid, seqstart, seqcache, seqincrement, seqmin, seqmax,
-            seqcycle), 0)) FROM pg_catalog.pg_sequence),
-    (SELECT sum(hash_record_extended((oid, nspname, nspowner), 0)) FROM pg_catalog.pg_namespace
+    (SELECT sum(hashint8extended(hash_record_extended((inhrelid, inhparent), 0), 0)) FROM pg_catalog.pg_inherits),
+    (SELECT sum(hashint8extended(hash_record_extended((seqrelid, seqstart, seqcache, seqincrement, seqmin, seqmax,
+            seqcycle), 0), 0)) FROM pg_catalog.pg_sequence),
+    (SELECT sum(hashint8extended(hash_record_extended((oid, nspname, nspowner), 0), 0)) FROM pg_catalog.pg_namespace
       WHERE nspname !~ '^pg_'),
-    (SELECT sum(hash_record_extended((oid, polname, polcmd, polroles, polpermissive,
-            polqual::text, polwithcheck::text), 0)) FROM pg_catalog.pg_policy),
-    (SELECT sum(hash_record_extended((oid, adrelid), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, polname, polcmd, polroles, polpermissive,
+            polqual::text, polwithcheck::text), 0), 0)) FROM pg_catalog.pg_policy),
+    (SELECT sum(hashint8extended(hash_record_extended((oid, adrelid), 0), 0))
        FROM pg_catalog.pg_attrdef WHERE oid >= 16384),
-    (SELECT sum(hash_record_extended((oid, proname, xmin), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, proname, xmin), 0), 0))
        FROM pg_catalog.pg_proc WHERE oid >= 16384 AND pronamespace NOT IN {_TEMPORARY}),
-    (SELECT sum(hash_record_extended((oid, typname), 0)) FROM pg_catalog.pg_type
+    (SELECT sum(hashint8extended(hash_record_extended((oid, typname), 0), 0)) FROM pg_catalog.pg_type
       WHERE oid >= 16384 AND typrelid = 0 AND typelem = 0),
-    (SELECT sum(hash_record_extended((oid, enumlabel), 0)) FROM pg_catalog.pg_enum),
-    (SELECT sum(hash_record_extended((oid, puballtables, pubdelete), 0))
+    (SELECT sum(hashint8extended(hash_record_extended((oid, enumlabel), 0), 0)) FROM pg_catalog.pg_enum),
+    (SELECT sum(hashint8extended(hash_record_extended((oid, puballtables, pubdelete), 0), 0))
        FROM pg_catalog.pg_publication),
-    (SELECT sum(hash_record_extended((oid, prrelid), 0)) FROM pg_catalog.pg_publication_rel),
-    (SELECT sum(hash_record_extended((oid, evtenabled), 0)) FROM pg_catalog.pg_event_trigger))"""
+    (SELECT sum(hashint8extended(hash_record_extended((oid, prrelid), 0), 0)) FROM pg_catalog.pg_publication_rel),
+    (SELECT sum(hashint8extended(hash_record_extended((oid, evtenabled), 0), 0)) FROM pg_catalog.pg_event_trigger))"""
 
 # Tables of which the server refuses to delete rows: their deletes are published, themselves or
 # through a partitioned table above them, and the columns that identify a row are none, not all
@@ -125,6 +126,7 @@ SELECT pg_catalog.json_build_object(
         'hidden', c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid),
         'may_use', pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'),
         'may_select', pg_catalog.has_table_privilege(c.oid, 'SELECT'),
+        'may_look', pg_catalog.has_any_column_privilege(c.oid, 'SELECT'),
         'may_delete', pg_catalog.has_table_privilege(c.oid, 'DELETE'),
         'may_insert', pg_catalog.has_table_privilege(c.oid, 'INSERT'),
         'may_update', pg_catalog.has_table_privilege(c.oid, 'UPDATE'),

@@ -13,6 +13,8 @@ from cleaner.dialects.postgresql.program import (
     SURVIVED,
     Program,
 )
+from cleaner.dialects.postgresql.sql import qualified, quote
+from cleaner.dialects.postgresql.views import refreshing
 from cleaner.errors import (
     CleanerError,
     ExcludedTableError,
@@ -38,7 +40,11 @@ _IN_THE_WAY = {
     _FOREIGN_KEY,  # foreign_key_violation: a key was moved from one row to another
     "23001",  # restrict_violation, likewise
     "23514",  # check_violation: a row went to another partition
+    "55000",  # object_not_in_prerequisite_state: updates are published, by nothing that identifies
+    "42P10",  # invalid_column_reference: likewise, by other columns than identify it
 }
+_FULL = re.compile(r"max_\w*locks_per_transaction")  # named by the hint in every language
+_DDL = re.compile(r'"(ALTER|CREATE|DROP) ')  # as the context quotes our statements
 _LOCK_NOT_AVAILABLE = "55P03"
 _SCHEMA_CHANGES = {
     "0A000",  # feature_not_supported: cached plan must not change result type
@@ -80,6 +86,15 @@ def said(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """What the server said, without detail and hint."""
     return (said(error).splitlines() or [type(error).__name__])[0]
+
+
+def context(error: Exception) -> str:
+    """Where in our functions it happened, the innermost first; what they ran is quoted."""
+    details = error.args[0] if error.args else ""
+    if isinstance(details, dict):  # pg8000
+        return str(details.get("W", ""))
+    diagnostics = getattr(error, "diag", error.__cause__)  # psycopg's, else asyncpg's
+    return str(getattr(diagnostics, "context", None) or "")
 
 
 def may_be_stale(error: Exception) -> bool:
@@ -131,7 +146,7 @@ def translate(error: Exception, program: Program, catalog: Catalog) -> Exception
             "a table that refers to it, directly or not, is excluded",
             f'exclude = ["{table.name}"]',
         )
-    return refused(error, catalog)
+    return refused(error, catalog, program)
 
 
 def _lacks_parent(
@@ -165,22 +180,72 @@ def passing(error: Exception) -> Transient | None:
     """The error if it may pass when tried again, else None."""
     if is_wait(error):
         return LockWait(said(error))
+    if full := _FULL.search(said(error)) if sqlstate(error) == "53200" else None:
+        return Conflict(
+            first_line(error),
+            f"a clean holds a lock for each table, partition and index: {full[0]} is too low for "
+            "so many, or other sessions need it all",
+            f"ALTER SYSTEM SET {full[0]} = 1024, and restart the server",
+        )
     if sqlstate(error) in _CONFLICTS:
         return Conflict(first_line(error))
     return None
 
 
-def refused(error: Exception, catalog: Catalog) -> Exception:
-    """The error to raise for what no rule of ours explains."""
+def refused(error: Exception, catalog: Catalog, program: Program | None = None) -> Exception:
+    """The error to raise for what no rule of ours explains, in ``program`` or in a capture."""
     if transient := passing(error):
         return transient
-    code, message = sqlstate(error), said(error)
-    return CleanerError(
-        f"The server refused to clean {catalog.database.name}: {message.splitlines()[0]} [{code}]",
-        "a trigger that raises, or a privilege that the role lacks: "
-        + " ".join(message.split("\n", 1)[1].split())
-        if "\n" in message
-        else "a trigger that raises, or a privilege that the role lacks",
+    name, code, message = catalog.database.name, sqlstate(error), said(error)
+    for view in program.views if program else ():
+        if f'"{refreshing(view)}"' in context(error):
+            return CleanerError(
+                f"The materialized view {view.name} can't be refreshed, so {name} was not cleaned: "
+                f"{first_line(error)} [{code}]",
+                "its query fails on tables that are at their baseline, or reads a view that is not "
+                "populated",
+                f'exclude = ["{view.name}"] to leave it as it is, or {refreshing(view)} WITH NO '
+                "DATA after the tests that populate it",
+            )
+    what = "clean" if program else "change the baseline of"
+    refusal = f"The server refused to {what} {name}: {first_line(error)} [{code}]"
+    if code == "25006":  # read_only_sql_transaction, although our sessions are not
+        return CleanerError(
+            refusal,
+            "the server is a hot standby, where nothing can be written",
+            "url: the address of its primary",
+        )
+    cause, remedy = _explained(error, catalog, capturing=program is None)
+    details = " ".join(message.split("\n", 1)[1].split()) if "\n" in message else ""
+    return CleanerError(refusal, f"{cause}: {details}" if details else cause, remedy)
+
+
+def _explained(error: Exception, catalog: Catalog, capturing: bool) -> tuple[str, str]:
+    """The likely cause, and the line to write."""
+    user, database = catalog.database.user, catalog.database
+    innermost, _, outer = context(error).partition("\n")
+    ran_ddl = capturing or _DDL.search(outer)
+    if catalog.event_trigger and innermost and ran_ddl and not _DDL.search(innermost):
+        trigger = quote(catalog.event_trigger)
+        return (
+            f"an event trigger such as {catalog.event_trigger} forbids DDL, by which cleaner "
+            "makes its functions and switches off triggers",
+            f"ALTER EVENT TRIGGER {trigger} DISABLE",
+        )
+    if sqlstate(error) == "42501":  # insufficient_privilege
+        line = first_line(error)
+        named = [
+            qualified(relation.schema, relation.table)
+            for relation in database.relations
+            if re.search(rf"(?<![\w$]){re.escape(relation.table)}(?![\w$])", line)
+        ]
+        on = named[0] if len(named) == 1 else "what the server names"
+        return (
+            f"role {user} lacks a privilege, or a trigger or view that runs meanwhile does",
+            f"GRANT ALL ON {on} TO {quote(user)}, or url: a role that owns it",
+        )
+    return (
+        "a trigger that raises",
         'strategy = "truncate" if it is a DELETE trigger, else run `cleaner doctor`',
     )
 

@@ -38,7 +38,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Program:
-    """The SQL of a plan: ``create`` once per connection, then :meth:`call` for each clean."""
+    """The SQL of a plan: ``create`` once per connection, then :meth:`call` for each clean.
+
+    ``locks`` are the relations that it may lock, ``resets`` the sequences that it only writes to:
+    who has drawn a value from one of those is not in its way.
+    """
 
     name: str
     create: str
@@ -47,6 +51,7 @@ class Program:
     views: tuple[Relation, ...]
     outside: tuple[ForeignKey, ...]
     locks: tuple[int, ...]
+    resets: tuple[int, ...]
     exclusive: bool
     horizon: str | None
 

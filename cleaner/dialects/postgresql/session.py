@@ -12,6 +12,7 @@ from cleaner.dialects.looked import Looked
 from cleaner.dialects.postgresql import activity, baseline, capture, failures
 from cleaner.dialects.postgresql.catalog import Catalog, parse
 from cleaner.dialects.postgresql.clone import Clones, template_name
+from cleaner.dialects.postgresql.columns import columns_of
 from cleaner.dialects.postgresql.connection import PostgresConnection
 from cleaner.dialects.postgresql.description import DESCRIPTION
 from cleaner.dialects.postgresql.differences import differences
@@ -22,9 +23,18 @@ from cleaner.dialects.postgresql.sql import quote
 from cleaner.dialects.postgresql.writer import compile_plan
 from cleaner.dialects.strings import literal
 from cleaner.difference import Diff
-from cleaner.errors import BlockedError, Blocker, ProvisionError, StrategyRefusedError
-from cleaner.retry import Stale
+from cleaner.errors import (
+    BlockedError,
+    Blocker,
+    CleanerError,
+    NotCleanError,
+    ProvisionError,
+    StrategyRefusedError,
+)
+from cleaner.retry import Conflict, Stale
 from cleaner.spi import Database, Plan, Recreate, Relation, Target
+
+_LOOKS = 4  # while what is captured is changed meanwhile
 
 
 class PostgresSession(Looked[Catalog], PostgresConnection):
@@ -60,19 +70,38 @@ class PostgresSession(Looked[Catalog], PostgresConnection):
     def _look(self) -> Database:
         self._connect()
         version = self.engine.dialect.server_version_info or (14,)
-        found = json.loads(self.execute(discovery(version))[0][0])
-        self._catalog = parse(found, self._baseline(found) if found["baseline"] else None)
-        return self._catalog.database
+        for _ in range(_LOOKS):
+            found = json.loads(self.execute(discovery(version))[0][0])
+            try:
+                self._catalog = parse(found, self._baseline(found) if found["baseline"] else None)
+            except Conflict:
+                continue
+            return self._catalog.database
+        raise CleanerError(
+            f"What {found['name']} is put back to changes faster than it can be looked at.",
+            "capture() runs again and again in another session",
+            "capture() once, before the tests",
+        )
 
-    def _baseline(self, found: dict[str, Any]) -> baseline.Baseline | None:
-        stored = self.execute(baseline.STORED)
-        if not stored:
-            return None
-        keys = {(row["schema"], row["table"]): row["key"] for row in found["relations"] or ()}
-        names = baseline.names(stored[0][0])
-        columns = self.execute(baseline.columns_of(keys[name] for name in names if name in keys))
-        shape = baseline.shapes(columns[0][0])
-        return baseline.read(found["baseline"], stored[0][0], shape, keys)
+    def _baseline(self, found: dict[str, Any]) -> baseline.Baseline:
+        """What is captured; raises Conflict where that is being changed."""
+        try:
+            answer = self.execute(baseline.STORED)
+            if not answer:
+                return baseline.emptied(found["baseline"])
+            stored = baseline.Stored.of(found["baseline"], answer[0][0])
+            keys = {(row["schema"], row["table"]): row["key"] for row in found["relations"] or ()}
+            there = (keys[name] for name in stored.names if name in keys)
+            look = f"SELECT ({columns_of(there)}), {stored.counts}"
+            columns, counted = self.execute(look)[0]
+            if counted is None:
+                raise Conflict("another capture() has just ended")
+            counts = dict(zip(stored.kept, counted, strict=True))
+        except self.driver_error as error:
+            if failures.may_be_stale(error):
+                raise Conflict(failures.first_line(error)) from error
+            raise
+        return baseline.read(stored, counts, baseline.shapes(columns), keys)
 
     def _no_functions(self) -> str:
         """Why this role can't make the functions that clean, with the remedy; empty if it can."""
@@ -114,7 +143,9 @@ class PostgresSession(Looked[Catalog], PostgresConnection):
             outcome = self._call(program, wait)
         except self.driver_error as error:
             translated = failures.translate(error, program, self.catalog)
-            if failures.may_be_stale(error):
+            # Or something has written to the copies of captured rows: that is seen by looking.
+            left = isinstance(translated, NotCleanError) and any(t.captured for t in program.tables)
+            if failures.may_be_stale(error) or left:
                 self.states.pop(program.name, None)
                 raise Stale(translated) from error
             raise translated from error
@@ -219,7 +250,9 @@ class PostgresSession(Looked[Catalog], PostgresConnection):
 
     def blockers(self, program: Program | None) -> tuple[Blocker, ...]:
         if program is not None:
-            return activity.blockers(self.execute, program.locks, program.exclusive)
+            return activity.blockers(
+                self.execute, program.locks, program.exclusive, resets=program.resets
+            )
         # Only where row-level security has to be switched off is looking more than reading.
         hidden = (facts for facts in self.catalog.facts.values() if facts.hidden and facts.owned)
         return activity.blockers(self.execute, [f.leaves[0] for f in hidden], True, cleans=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from cleaner.dialects.postgresql.catalog import Catalog, Facts
+from cleaner.dialects.postgresql.columns import altered
 from cleaner.dialects.postgresql.program import REACHES_OUTSIDE
 from cleaner.dialects.postgresql.sql import qualified, quote
 from cleaner.dialects.strings import literal
@@ -44,6 +45,14 @@ class Tables:
     def captured(self) -> tuple[Relation, ...]:
         """Those whose baseline is not empty."""
         return tuple(table for table in self.all if self.facts(table).captured)
+
+    @cached_property
+    def altered(self) -> str:
+        """A condition: captured rows read otherwise since a type was altered; may be empty. It is
+        part of the look at the first of them, where it costs least.
+        """
+        shown = (self.facts(table).captured for table in self.captured)
+        return altered(column for captured in shown if captured for column in captured.columns)
 
     @cached_property
     def above_captured(self) -> frozenset[int]:
@@ -82,6 +91,14 @@ class Tables:
             if key.child in self.facts(table).leaves and key.parent not in self.unit_of:
                 yield key
 
+    @cached_property
+    def forced_outside(self) -> tuple[int, ...]:
+        """The keys of children outside whose rows row-level security hides from their owner too."""
+        children = dict.fromkeys(
+            key.child for key in self.target.outside if key.parent in self.position
+        )
+        return tuple(child for child in children if self.catalog.facts[child].force)
+
     # -- expressions ----------------------------------------------------------------------
 
     def look(self, table: Relation) -> str:
@@ -98,9 +115,10 @@ class Tables:
             return f"EXISTS (SELECT FROM {facts.sql})"
         # All that were there are, and nobody has written one: an UPDATE leaves a younger version,
         # a DELETE one row less.
+        more = f" OR {self.altered}" if self.altered and table == self.captured[0] else ""
         return (
             f"(SELECT count(*) <> {facts.captured.rows} OR min(pg_catalog.age(xmin)) <= lim "
-            f"FROM {facts.sql})"
+            f"FROM {facts.sql}){more}"
         )
 
     # -- statements -----------------------------------------------------------------------
@@ -139,10 +157,13 @@ class Tables:
         return qualified(relation.schema, relation.table)
 
     def _reaches(self, table: Relation, outside: int, select: str) -> str:
-        return f"""IF held[{self.at(table)}] AND EXISTS (
+        guard = f"""IF held[{self.at(table)}] AND EXISTS (
     {select}) THEN
     RAISE EXCEPTION USING ERRCODE = '{REACHES_OUTSIDE}', MESSAGE = 'cleaner: outside {{{outside}}}';
 END IF;"""
+        for off, on in self.catalog.facts[self.target.outside[outside].child].force:
+            guard = f"IF held[{self.at(table)}] THEN {off};\n{guard}\n{on}; END IF;"
+        return guard
 
     def guard_children(self, table: Relation) -> Iterator[str]:
         """Fail, to try again, where a writer has filled a child since the look at it."""

@@ -33,6 +33,7 @@ from cleaner.dialects.postgresql.sequences import Sequences
 from cleaner.dialects.postgresql.sql import dollars, function, oid_array
 from cleaner.dialects.postgresql.tables import Tables
 from cleaner.dialects.strings import literal
+from cleaner.errors import StrategyRefusedError
 from cleaner.spi import Empty, Plan, Relation, Restart, Sequence, Target, Truncate
 
 _CHUNK = 128  # tables per expression: one that is altered costs the planning of so many
@@ -84,7 +85,10 @@ class _Writer:
         self.locks = tuple(dict.fromkeys(oids))
         self.gated = len(oids) > catalog.open_files * _OPEN_FILES
         self.truncates = any(isinstance(step, Truncate) for step in plan.steps)
-        self.alters = bool(target.stale_views or self.sequences.cached) or any(
+        self.refuse_unseen()
+        self.alters = bool(
+            target.stale_views or self.sequences.cached or self.tables.forced_outside
+        ) or any(
             table.delete_switches or table.truncate_switches or table.replica_switches
             for table in facts
         )
@@ -96,6 +100,21 @@ class _Writer:
             and not (self.gated or self.watched or self.logged or self.truncates)
             and all(isinstance(step, (Empty, Restart)) for step in plan.steps)
         )
+
+    def refuse_unseen(self) -> None:
+        """Make sure that it can be seen whether rows outside the target refer to what goes."""
+        database = self.target.database
+        for key in self.target.outside:
+            reason = self.catalog.facts[key.child].unreadable
+            if reason and key.parent in self.tables.position:
+                child, parent = database.relation(key.child), database.relation(key.parent)
+                why, _, remedy = reason.partition(": ")
+                raise StrategyRefusedError(
+                    f"{parent.name} can't be cleaned: {child.name}, which is outside the target, "
+                    f"refers to it (foreign key {key.name}), and {why}.",
+                    "without a look at its rows they might be changed, or keep rows from deletion",
+                    f'{remedy}, or exclude = ["{parent.name}"]',
+                )
 
     def scanned(self, step: Empty) -> list[Relation]:
         """The tables, those with captured rows last: they are looked at in another way."""
@@ -126,6 +145,7 @@ class _Writer:
             )
         )
         block = "\nBEGIN\n" + ";\n".join(functions) + ";\nEND\n"
+        restarted = self.sequences.cached
         return Program(
             name=name,
             create=f"DO {dollars(block)}",
@@ -136,8 +156,10 @@ class _Writer:
             locks=(
                 *self.locks,
                 *(view.key for view in self.target.stale_views),
-                *self.sequences.cached,
+                *self.tables.forced_outside,
+                *(s.key for s in self.sequences.all if self.truncates or s.key in restarted),
             ),
+            resets=tuple(sequence.key for sequence in self.sequences.all),
             exclusive=self.truncates,
             horizon=self.catalog.baseline.horizon if self.catalog.baseline else None,
         )
