@@ -12,42 +12,52 @@ BASELINE = "cleaner_baseline"  # the schema in which captured rows are kept
 # have to themselves is left out: temporary tables, and functions like those that clean. A record's
 # hash is hashed again: it is a sum, too, in which two that have swapped their names do not show.
 _TEMPORARY = "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_')"
-_KEPT = """(SELECT oid FROM pg_catalog.pg_class
-      WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't')"""
-FINGERPRINT = f"""pg_catalog.concat_ws(' ',
-    (SELECT sum(hashint8extended(hash_record_extended((oid, relname, relnamespace, relowner, relkind, relispartition,
-            relrowsecurity, relforcerowsecurity, relreplident, relacl, reloptions), 0), 0))
-       FROM pg_catalog.pg_class
-      WHERE oid >= 16384 AND relpersistence <> 't' AND relkind <> 't'),
-    (SELECT sum(hashint8extended(hash_record_extended((attrelid, attnum, attname, atttypid, atttypmod, attnotnull,
-            attisdropped, attidentity, attgenerated), 0), 0))
-       FROM pg_catalog.pg_attribute WHERE attnum > 0 AND attrelid IN {_KEPT}),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, conrelid, confrelid, contype, confdeltype,
-            condeferrable), 0), 0))
-       FROM pg_catalog.pg_constraint WHERE conrelid IN {_KEPT}),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, tgrelid, tgname, tgenabled, tgtype, tgfoid, tgargs,
-            tgqual::text), 0), 0))
-       FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, ev_class, rulename, ev_type, ev_enabled), 0), 0))
-       FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
-    (SELECT sum(hashint8extended(hash_record_extended((inhrelid, inhparent), 0), 0)) FROM pg_catalog.pg_inherits),
-    (SELECT sum(hashint8extended(hash_record_extended((seqrelid, seqstart, seqcache, seqincrement, seqmin, seqmax,
-            seqcycle), 0), 0)) FROM pg_catalog.pg_sequence),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, nspname, nspowner), 0), 0)) FROM pg_catalog.pg_namespace
-      WHERE nspname !~ '^pg_'),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, polname, polcmd, polroles, polpermissive,
-            polqual::text, polwithcheck::text), 0), 0)) FROM pg_catalog.pg_policy),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, adrelid), 0), 0))
-       FROM pg_catalog.pg_attrdef WHERE oid >= 16384),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, proname, xmin), 0), 0))
-       FROM pg_catalog.pg_proc WHERE oid >= 16384 AND pronamespace NOT IN {_TEMPORARY}),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, typname), 0), 0)) FROM pg_catalog.pg_type
-      WHERE oid >= 16384 AND typrelid = 0 AND typelem = 0),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, enumlabel), 0), 0)) FROM pg_catalog.pg_enum),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, puballtables, pubdelete), 0), 0))
-       FROM pg_catalog.pg_publication),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, prrelid), 0), 0)) FROM pg_catalog.pg_publication_rel),
-    (SELECT sum(hashint8extended(hash_record_extended((oid, evtenabled), 0), 0)) FROM pg_catalog.pg_event_trigger))"""
+_LASTING = "oid >= 16384 AND relpersistence <> 't' AND relkind <> 't'"
+_KEPT = f"(SELECT oid FROM pg_catalog.pg_class WHERE {_LASTING})"
+_HASHED = {  # of each catalog the columns, and of which rows
+    "pg_class": (
+        "oid, relname, relnamespace, relowner, relkind, relispartition, relrowsecurity,"
+        " relforcerowsecurity, relreplident, relacl, reloptions",
+        _LASTING,
+    ),
+    "pg_attribute": (
+        "attrelid, attnum, attname, atttypid, atttypmod, attnotnull, attisdropped, attidentity,"
+        " attgenerated",
+        f"attnum > 0 AND attrelid IN {_KEPT}",
+    ),
+    "pg_constraint": (
+        "oid, conrelid, confrelid, contype, confdeltype, condeferrable",
+        f"conrelid IN {_KEPT}",
+    ),
+    "pg_trigger": (
+        "oid, tgrelid, tgname, tgenabled, tgtype, tgfoid, tgargs, tgqual::text",
+        "NOT tgisinternal",
+    ),
+    "pg_rewrite": ("oid, ev_class, rulename, ev_type, ev_enabled", "oid >= 16384"),
+    "pg_inherits": ("inhrelid, inhparent", "true"),
+    "pg_sequence": (
+        "seqrelid, seqstart, seqcache, seqincrement, seqmin, seqmax, seqcycle",
+        "true",
+    ),
+    "pg_namespace": ("oid, nspname, nspowner", "nspname !~ '^pg_'"),
+    "pg_policy": (
+        "oid, polname, polcmd, polroles, polpermissive, polqual::text, polwithcheck::text",
+        "true",
+    ),
+    "pg_attrdef": ("oid, adrelid", "oid >= 16384"),
+    "pg_proc": ("oid, proname, xmin", f"oid >= 16384 AND pronamespace NOT IN {_TEMPORARY}"),
+    "pg_type": ("oid, typname", "oid >= 16384 AND typrelid = 0 AND typelem = 0"),
+    "pg_enum": ("oid, enumlabel", "true"),
+    "pg_publication": ("oid, puballtables, pubdelete", "true"),
+    "pg_publication_rel": ("oid, prrelid", "true"),
+    "pg_event_trigger": ("oid, evtenabled", "true"),
+}
+_SUMS = (
+    f"(SELECT sum(hashint8extended(hash_record_extended(({columns}), 0), 0))"
+    f" FROM pg_catalog.{catalog} WHERE {rows})"
+    for catalog, (columns, rows) in _HASHED.items()
+)
+FINGERPRINT = f"pg_catalog.concat_ws(' ',\n    {f',{chr(10)}    '.join(_SUMS)})"
 
 # Tables of which the server refuses to delete rows: their deletes are published, themselves or
 # through a partitioned table above them, and the columns that identify a row are none, not all
