@@ -151,11 +151,15 @@ def test_a_loop_that_was_stopped_in_the_middle_of_a_call_is_not_waited_for_witho
 ) -> None:
     cleaner = AsyncCleaner(url, lock_timeout=0.5)
     stopped, go_on = threading.Event(), threading.Event()
+    waits = (
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND database ="
+        " (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
 
     def stop_in_the_middle() -> None:
         loop = asyncio.new_event_loop()
-        clean = loop.create_task(cleaner.clean())
-        while not database.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        clean = loop.create_task(cleaner.using(lock_timeout=600.0, retries=1).clean())
+        while not database.scalar(waits):
             loop.run_until_complete(asyncio.sleep(0.01))
         stopped.set()
         go_on.wait(60)
