@@ -22,6 +22,7 @@ pytest_plugins = [
     "support.checkouts",
     "support.commands",
     "support.kills",
+    "support.lite",
     "support.mariadb",
     "support.projects",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -72,13 +71,6 @@ WRITES = [
     "UPDATE sqlite_sequence SET seq = 99",
     "DELETE FROM sqlite_sequence",
 ]
-
-
-@pytest.fixture(params=KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    engine = lite(request.param, tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

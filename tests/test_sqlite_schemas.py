@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, event
 from sqlalchemy.exc import IntegrityError
-from support.lite import KINDS, count, lite, run
+from support.lite import count, lite, run
 
 from cleaner import Cleaner
 from cleaner.dialects.sqlite.sql import quote
 from cleaner.errors import CleanerError, ExcludedTableError, UnsafeDatabaseError
 
 STRATEGIES = ["auto", "delete", "truncate", "replica"]
-
-
-@pytest.fixture(params=KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    engine = lite(request.param, tmp_path)
-    yield engine
-    engine.dispose()
 
 
 def schema(engine: Engine) -> list[object]:

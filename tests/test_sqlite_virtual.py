@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, String, Table
-from support.lite import KINDS, count, lite, run
+from support.lite import count, lite, run
 
 from cleaner import Cleaner
 from cleaner.dialects.sqlite import catalog
@@ -20,13 +19,6 @@ INDEXES = {
     "fts4": "CREATE VIRTUAL TABLE found USING fts4(content='docs', body)",
 }
 SEARCH = "SELECT rowid FROM found WHERE found MATCH '{}'"
-
-
-@pytest.fixture(params=KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    engine = lite(request.param, tmp_path)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
@@ -32,6 +34,14 @@ def lite(kind: str, directory: Path, name: str = "app_test.db") -> Engine:
         pass
     weakref.finalize(engine, engine.pool.dispose)  # else Python 3.13 warns
     return engine
+
+
+@pytest.fixture(params=KINDS)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An empty database of each kind."""
+    engine = lite(request.param, tmp_path)
+    yield engine
+    engine.dispose()
 
 
 def run(engine: Engine, *statements: str) -> list[Any]:

@@ -161,11 +161,7 @@ def _lacks_parent(
         inside |= {*facts.leaves}
         restored |= {*facts.leaves} if facts.captured else set()
     line = first_line(error)
-    meant = [
-        key
-        for key in catalog.database.foreign_keys
-        if re.search(rf"(?<![\w$]){re.escape(key.name)}(?![\w$])", line)
-    ]
+    meant = [key for key in catalog.database.foreign_keys if _names(line, key.name)]
     if not meant or any(key.child not in restored or key.parent in inside for key in meant):
         return None  # or another key of that name
     return lacks(catalog.database, meant[0])
@@ -174,6 +170,11 @@ def _lacks_parent(
 def is_wait(error: Exception) -> bool:
     """Whether a lock was not to be had in time."""
     return sqlstate(error) == _LOCK_NOT_AVAILABLE
+
+
+def _names(line: str, name: str) -> bool:
+    """Whether that name is in what the server said, and no longer one that contains it."""
+    return bool(re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", line))
 
 
 def passing(error: Exception) -> Transient | None:
@@ -237,7 +238,7 @@ def _explained(error: Exception, catalog: Catalog, capturing: bool) -> tuple[str
         named = [
             qualified(relation.schema, relation.table)
             for relation in database.relations
-            if re.search(rf"(?<![\w$]){re.escape(relation.table)}(?![\w$])", line)
+            if _names(line, relation.table)
         ]
         on = named[0] if len(named) == 1 else "what the server names"
         return (
